@@ -1,0 +1,38 @@
+// Package access knows the operators: bearer tokens with a role, and the audit trail of what they did.
+package access
+
+import (
+	"time"
+
+	"muster/internal/fleet"
+)
+
+// Role says what a token may do. Each role may do what the one before it may.
+type Role string
+
+// Roles.
+const (
+	Viewer   Role = "viewer"   // read
+	Operator Role = "operator" // change devices, releases, rollouts and certificates
+	Admin    Role = "admin"    // tokens, signing keys
+)
+
+// Token is an operator's bearer token, kept as a hash.
+type Token struct {
+	Name      string     `json:"name"` // unique
+	SHA256    fleet.Hash `json:"sha256"`
+	Role      Role       `json:"role"`
+	CreatedAt time.Time  `json:"created_at"`
+	ExpiresAt time.Time  `json:"expires_at,omitzero"` // zero: never
+	CreatedBy string     `json:"created_by,omitempty"`
+}
+
+// Entry is one line of the audit trail.
+type Entry struct {
+	Seq     uint64    `json:"seq"` // given by the store
+	At      time.Time `json:"at"`
+	Who     string    `json:"who"`  // token name, device:<id> or muster itself
+	What    string    `json:"what"` // certificate.revoke, rollout.start, …
+	On      string    `json:"on,omitempty"`
+	Details string    `json:"details,omitempty"`
+}
