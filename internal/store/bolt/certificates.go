@@ -1,0 +1,115 @@
+package bolt
+
+import (
+	"time"
+
+	"muster/internal/fleet"
+	"muster/internal/pki"
+)
+
+// Certificate returns the certificate with that serial, or a NotFound error.
+func (tx *Tx) Certificate(s fleet.Serial) (pki.Certificate, error) {
+	return must[pki.Certificate](tx, bucketCerts, []byte(s), "certificate")
+}
+
+// PutCertificate stores c and its place in the indexes. A serial never changes its device or its key.
+func (tx *Tx) PutCertificate(c pki.Certificate) error {
+	old, ok, err := get[pki.Certificate](tx, bucketCerts, []byte(c.Serial))
+	if err != nil {
+		return err
+	}
+	if ok && (old.Device != c.Device || old.KeyHash != c.KeyHash) {
+		return fleet.Errorf(fleet.Conflict, "serial %s belongs to another device or key", c.Serial)
+	}
+	var was [][][]byte
+	if ok {
+		was = certIndex(old)
+	} else {
+		was = make([][][]byte, len(certIndexes))
+	}
+	now := certIndex(c)
+	for i, bucket := range certIndexes {
+		if err := tx.reindex(bucket, was[i], now[i], []byte(c.Serial)); err != nil {
+			return err
+		}
+	}
+	tx.touched[c.Device] = true
+	return put(tx, bucketCerts, []byte(c.Serial), c)
+}
+
+// certIndexes are the indexes of certificates, in the order of what certIndex returns. Their values are serials.
+var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended}
+
+// certIndex returns the keys under which c stands in each of certIndexes.
+func certIndex(c pki.Certificate) [][][]byte {
+	serial := []byte(c.Serial)
+	byDevice := [][]byte{join(text(c.Device), beTime(c.IntendedAt), serial)}
+	byKey := [][]byte{join(text(c.KeyHash), serial)}
+	var byEnd, intended [][]byte
+	switch c.State {
+	case pki.Issued, pki.Active, pki.Superseded:
+		byEnd = [][]byte{join(beTime(c.NotAfter), serial)}
+	case pki.Intended:
+		intended = [][]byte{join(beTime(c.IntendedAt), serial)}
+	}
+	return [][][]byte{byDevice, byKey, byEnd, intended}
+}
+
+// certificatesIn returns the certificates that an index names, until stop returns true for a key.
+func (tx *Tx) certificatesIn(index, prefix []byte, limit int, stop func(key []byte) bool) ([]pki.Certificate, error) {
+	var out []pki.Certificate
+	err := eachKey(tx, index, prefix, nil, func(k []byte) (bool, error) {
+		if limit > 0 && len(out) == limit || stop != nil && stop(k) {
+			return false, nil
+		}
+		c, err := tx.Certificate(fleet.Serial(tx.b.Bucket(index).Get(k)))
+		if err != nil {
+			return false, err
+		}
+		out = append(out, c)
+		return true, nil
+	})
+	return out, err
+}
+
+// CertificatesOf returns all certificates of a device, oldest intent first.
+func (tx *Tx) CertificatesOf(id fleet.DeviceID) ([]pki.Certificate, error) {
+	return tx.certificatesIn(bucketCertsByDevice, text(id), 0, nil)
+}
+
+// CertificatesByKey returns the certificates, of whatever device, for the public key with that hash.
+func (tx *Tx) CertificatesByKey(h fleet.Hash) ([]pki.Certificate, error) {
+	return tx.certificatesIn(bucketCertsByKey, text(h), 0, nil)
+}
+
+// IntendedCertificates returns up to limit certificates that are not signed yet, oldest first.
+func (tx *Tx) IntendedCertificates(limit int) ([]pki.Certificate, error) {
+	return tx.certificatesIn(bucketCertsIntended, nil, limit, nil)
+}
+
+// CertificatesEnding returns up to limit issued, active and superseded certificates that end before before, soonest first.
+func (tx *Tx) CertificatesEnding(before time.Time, limit int) ([]pki.Certificate, error) {
+	end := beTime(before)
+	return tx.certificatesIn(bucketCertsByEnd, nil, limit, func(k []byte) bool { return string(k[:8]) >= string(end) })
+}
+
+// Request returns the certificate request with that id, or a NotFound error.
+func (tx *Tx) Request(id string) (pki.Request, error) {
+	return must[pki.Request](tx, bucketRequests, []byte(id), "request")
+}
+
+// PutRequest stores r.
+func (tx *Tx) PutRequest(r pki.Request) error { return put(tx, bucketRequests, []byte(r.ID), r) }
+
+// Requests returns all certificate requests, decided ones included, in id order.
+func (tx *Tx) Requests() ([]pki.Request, error) { return all[pki.Request](tx, bucketRequests, nil) }
+
+// all returns the records of bucket whose key has prefix.
+func all[T any](tx *Tx, bucket, prefix []byte) ([]T, error) {
+	var out []T
+	err := each(tx, bucket, prefix, func(_ []byte, v T) (bool, error) {
+		out = append(out, v)
+		return true, nil
+	})
+	return out, err
+}

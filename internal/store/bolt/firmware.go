@@ -1,0 +1,64 @@
+package bolt
+
+import (
+	"bytes"
+
+	"muster/internal/firmware"
+	"muster/internal/fleet"
+)
+
+func releaseKey(p fleet.ProductID, v firmware.Version) []byte { return join(text(p), []byte(v)) }
+
+// Release returns that release, or a NotFound error.
+func (tx *Tx) Release(p fleet.ProductID, v firmware.Version) (firmware.Release, error) {
+	return must[firmware.Release](tx, bucketReleases, releaseKey(p, v), "release")
+}
+
+// PutRelease stores r. The image of a product and version never changes: another one is a Conflict.
+func (tx *Tx) PutRelease(r firmware.Release) error {
+	key := releaseKey(r.Product, r.Version)
+	old, ok, err := get[firmware.Release](tx, bucketReleases, key)
+	if err != nil {
+		return err
+	}
+	if ok && old.SHA256 != r.SHA256 {
+		return fleet.Coded(fleet.Conflict, "release_exists", "%s %s exists with another image: give this one another version", r.Product, r.Version)
+	}
+	if err := tx.b.Bucket(bucketReleasesBySHA).Put(join([]byte(r.SHA256), key), key); err != nil {
+		return err
+	}
+	return put(tx, bucketReleases, key, r)
+}
+
+// Releases returns the releases of a product, of all products if p is empty, in key order.
+func (tx *Tx) Releases(p fleet.ProductID) ([]firmware.Release, error) {
+	var prefix []byte
+	if p != "" {
+		prefix = text(p)
+	}
+	return all[firmware.Release](tx, bucketReleases, prefix)
+}
+
+// ReleaseBySHA returns a release by the first 16 to 64 digits of its file's SHA-256. Two products may publish the same
+// file: then it is the first of them.
+func (tx *Tx) ReleaseBySHA(prefix string) (firmware.Release, error) {
+	if len(prefix) < 16 || len(prefix) > 64 {
+		return firmware.Release{}, fleet.Errorf(fleet.NotFound, "no such release")
+	}
+	k, key := tx.b.Bucket(bucketReleasesBySHA).Cursor().Seek([]byte(prefix))
+	if k == nil || !bytes.HasPrefix(k, []byte(prefix)) {
+		return firmware.Release{}, fleet.Errorf(fleet.NotFound, "no such release")
+	}
+	return must[firmware.Release](tx, bucketReleases, key, "release")
+}
+
+// Key returns the signing key with that id, or a NotFound error.
+func (tx *Tx) Key(id string) (firmware.Key, error) {
+	return must[firmware.Key](tx, bucketKeys, []byte(id), "signing key")
+}
+
+// PutKey stores k.
+func (tx *Tx) PutKey(k firmware.Key) error { return put(tx, bucketKeys, []byte(k.ID), k) }
+
+// Keys returns all signing keys, revoked ones included, in id order.
+func (tx *Tx) Keys() ([]firmware.Key, error) { return all[firmware.Key](tx, bucketKeys, nil) }

@@ -1,0 +1,84 @@
+package bolt
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	bbolt "go.etcd.io/bbolt"
+)
+
+// Buckets hold records (JSON, keyed by id) or indexes (keys only, derived from the records; Check holds them to that).
+// The comment gives the key; · joins parts, with a zero byte after a text of variable length; be64 is big-endian.
+var (
+	bucketMeta = []byte("meta")
+
+	bucketDevices = []byte("devices") // device
+	bucketStatus  = []byte("status")  // device
+
+	bucketCerts         = []byte("certs")           // serial
+	bucketCertsByDevice = []byte("certs-by-device") // device · be64 intended-at · serial
+	bucketCertsByKey    = []byte("certs-by-key")    // key hash · serial
+	bucketCertsByEnd    = []byte("certs-by-end")    // be64 not-after · serial, of issued, active and superseded ones
+	bucketCertsIntended = []byte("certs-intended")  // be64 intended-at · serial
+	bucketRequests      = []byte("requests")        // id
+
+	bucketReleases      = []byte("releases")        // product · version
+	bucketReleasesBySHA = []byte("releases-by-sha") // sha256 of the file → key in releases
+	bucketKeys          = []byte("keys")            // key id
+
+	bucketRollouts    = []byte("rollouts")     // rollout
+	bucketJobs        = []byte("jobs")         // rollout · device
+	bucketJobsPending = []byte("jobs-pending") // rollout · be64 rank · device
+	bucketJobsDue     = []byte("jobs-due")     // rollout · be64 deadline · device, of those in flight
+	bucketJobsActive  = []byte("jobs-active")  // device → rollout, of those in flight
+	bucketDecisions   = []byte("decisions")    // rollout · be64 number
+
+	bucketOutbox     = []byte("outbox")     // be64 number
+	bucketQuarantine = []byte("quarantine") // be64 number
+	bucketAudit      = []byte("audit")      // be64 number
+
+	bucketTokens      = []byte("tokens")        // name
+	bucketTokensBySHA = []byte("tokens-by-sha") // sha256 → name
+)
+
+var allBuckets = [][]byte{
+	bucketMeta, bucketDevices, bucketStatus,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketRequests,
+	bucketReleases, bucketReleasesBySHA, bucketKeys,
+	bucketRollouts, bucketJobs, bucketJobsPending, bucketJobsDue, bucketJobsActive, bucketDecisions,
+	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
+}
+
+// SchemaVersion is the version of the records that this program writes.
+const SchemaVersion = 1
+
+var keySchema = []byte("schema")
+
+// migrations[i] brings a store from version i+1 to i+2.
+var migrations = []func(*bbolt.Tx) error{}
+
+// migrate creates what a new store needs and upgrades an old one, all in one transaction. A store of a newer muster is
+// refused: going back needs the backup made before the upgrade.
+func migrate(b *bbolt.Tx) error {
+	for _, name := range allBuckets {
+		if _, err := b.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	meta := b.Bucket(bucketMeta)
+	have := uint64(SchemaVersion)
+	if v := meta.Get(keySchema); len(v) == 8 {
+		have = binary.BigEndian.Uint64(v)
+	} else if v != nil {
+		return fmt.Errorf("schema version is unreadable: restore from a backup")
+	}
+	if have > SchemaVersion {
+		return fmt.Errorf("written by a newer muster (schema %d, this one knows %d): run that version, or restore the backup made before the upgrade", have, SchemaVersion)
+	}
+	for ; have < SchemaVersion; have++ {
+		if err := migrations[have-1](b); err != nil {
+			return fmt.Errorf("migration from schema %d: %w", have, err)
+		}
+	}
+	return meta.Put(keySchema, be64(have))
+}
