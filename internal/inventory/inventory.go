@@ -1,0 +1,283 @@
+// Package inventory is the device registry: who belongs to the fleet, what each device last said of itself, and who is
+// connected. Credentials are kept in the same record but changed by enroll.
+package inventory
+
+import (
+	"context"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"muster/internal/access"
+	"muster/internal/fleet"
+)
+
+// Tx is what inventory needs of the store.
+type Tx interface {
+	Device(fleet.DeviceID) (fleet.Device, error)
+	PutDevice(fleet.Device) error
+	Devices(after fleet.DeviceID, limit int) ([]fleet.Device, error)
+	Status(fleet.DeviceID) (fleet.Status, error)
+	PutStatus(fleet.Status) error
+	Audit(access.Entry) error
+}
+
+// Config of an Inventory. All fields are needed.
+type Config struct {
+	Update func(context.Context, func(Tx) error) error
+	View   func(context.Context, func(Tx) error) error
+}
+
+// Inventory is the registry.
+type Inventory struct{ c Config }
+
+// New returns an Inventory.
+func New(c Config) *Inventory { return &Inventory{c: c} }
+
+// Limits of what operators may write on a device.
+const (
+	MaxLabels     = 32
+	MaxLabelKey   = 63  // bytes: a-z, 0-9 and ._/-
+	MaxLabelValue = 128 // bytes of printable text
+	MaxHardware   = 64  // bytes of printable text
+	MaxBulk       = 1000
+)
+
+// Spec describes a device to be added.
+type Spec struct {
+	ID       fleet.DeviceID
+	Product  fleet.ProductID
+	Hardware string
+	Labels   map[string]string
+}
+
+// check returns an Invalid error that says which device and field is wrong.
+func (s Spec) check() error {
+	if _, err := fleet.ParseDeviceID(string(s.ID)); err != nil {
+		return err
+	}
+	if _, err := fleet.ParseProductID(string(s.Product)); err != nil {
+		return fleet.Wrap(fleet.Invalid, err, "device %s: %s", s.ID, err.Error())
+	}
+	if !printable(s.Hardware, MaxHardware) {
+		return fleet.Errorf(fleet.Invalid, "device %s: hardware must be at most %d bytes of printable text", s.ID, MaxHardware)
+	}
+	return checkLabels(s.Labels)
+}
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > MaxLabels {
+		return fleet.Errorf(fleet.Invalid, "labels: at most %d on a device", MaxLabels)
+	}
+	for k, v := range labels {
+		if k == "" || len(k) > MaxLabelKey || strings.Trim(k, "abcdefghijklmnopqrstuvwxyz0123456789._/-") != "" {
+			return fleet.Errorf(fleet.Invalid, "labels: a key is 1 to %d of a-z, 0-9 and ._/-", MaxLabelKey)
+		}
+		if !printable(v, MaxLabelValue) {
+			return fleet.Errorf(fleet.Invalid, "label %s: the value must be at most %d bytes of printable text", k, MaxLabelValue)
+		}
+	}
+	return nil
+}
+
+func printable(s string, max int) bool {
+	return len(s) <= max && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// Add registers devices, all of them or none. A device that exists makes it a Conflict, unless it was added with the same
+// description: then nothing changes, so that a request may be repeated.
+func (inv *Inventory) Add(ctx context.Context, at time.Time, specs []Spec, by string) ([]fleet.Device, error) {
+	if len(specs) == 0 || len(specs) > MaxBulk {
+		return nil, fleet.Errorf(fleet.Invalid, "add 1 to %d devices at a time", MaxBulk)
+	}
+	for _, s := range specs {
+		if err := s.check(); err != nil {
+			return nil, err
+		}
+	}
+	var out []fleet.Device
+	err := inv.c.Update(ctx, func(tx Tx) error {
+		out = nil
+		for _, s := range specs {
+			d, err := addOne(tx, at, s, by)
+			if err != nil {
+				return err
+			}
+			out = append(out, d)
+		}
+		return nil
+	})
+	return out, err
+}
+
+func addOne(tx Tx, at time.Time, s Spec, by string) (fleet.Device, error) {
+	have, err := tx.Device(s.ID)
+	switch {
+	case err == nil && have.Product == s.Product && have.Hardware == s.Hardware && sameLabels(have.Labels, s.Labels):
+		return have, nil
+	case err == nil:
+		return fleet.Device{}, fleet.Coded(fleet.Conflict, "device_exists", "device %s exists already with another description: change it with an update", s.ID)
+	case !fleet.Is(err, fleet.NotFound):
+		return fleet.Device{}, err
+	}
+	d := fleet.Device{ID: s.ID, Product: s.Product, Hardware: s.Hardware, Labels: s.Labels, CreatedAt: at.UTC()}
+	if err := tx.PutDevice(d); err != nil {
+		return fleet.Device{}, err
+	}
+	if err := tx.Audit(access.Entry{At: at, Who: by, What: "device.add", On: string(s.ID)}); err != nil {
+		return fleet.Device{}, err
+	}
+	return tx.Device(s.ID)
+}
+
+func sameLabels(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || w != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Change is an update of a device's description. Nil fields stay; a nil label value removes the label.
+type Change struct {
+	Rev      *uint64 // if set, the device must still have this revision
+	Product  *fleet.ProductID
+	Hardware *string
+	Labels   map[string]*string
+}
+
+// Update changes the description of a device. A revision that is not the present one is a Conflict with code stale.
+func (inv *Inventory) Update(ctx context.Context, at time.Time, id fleet.DeviceID, c Change, by string) (fleet.Device, error) {
+	var out fleet.Device
+	err := inv.c.Update(ctx, func(tx Tx) error {
+		d, err := tx.Device(id)
+		if err != nil {
+			return err
+		}
+		if c.Rev != nil && *c.Rev != d.Rev {
+			return fleet.Coded(fleet.Conflict, "stale", "device %s has revision %d, the request supposes %d: read it again", id, d.Rev, *c.Rev)
+		}
+		s := Spec{ID: id, Product: d.Product, Hardware: d.Hardware, Labels: map[string]string{}}
+		for k, v := range d.Labels {
+			s.Labels[k] = v
+		}
+		if c.Product != nil {
+			s.Product = *c.Product
+		}
+		if c.Hardware != nil {
+			s.Hardware = *c.Hardware
+		}
+		for k, v := range c.Labels {
+			if v == nil {
+				delete(s.Labels, k)
+			} else {
+				s.Labels[k] = *v
+			}
+		}
+		if err := s.check(); err != nil {
+			return err
+		}
+		d.Product, d.Hardware, d.Labels = s.Product, s.Hardware, s.Labels
+		if err := tx.PutDevice(d); err != nil {
+			return err
+		}
+		if err := tx.Audit(access.Entry{At: at, Who: by, What: "device.update", On: string(id)}); err != nil {
+			return err
+		}
+		out, err = tx.Device(id)
+		return err
+	})
+	return out, err
+}
+
+// Row is a device with its last known state.
+type Row struct {
+	Device fleet.Device
+	Status fleet.Status
+}
+
+// Get returns a device, or a NotFound error.
+func (inv *Inventory) Get(ctx context.Context, id fleet.DeviceID) (Row, error) {
+	var r Row
+	err := inv.c.View(ctx, func(tx Tx) (err error) {
+		if r.Device, err = tx.Device(id); err != nil {
+			return err
+		}
+		r.Status, err = tx.Status(id)
+		return err
+	})
+	return r, err
+}
+
+// Filter chooses devices; empty fields choose all.
+type Filter struct {
+	Product fleet.ProductID
+	Labels  map[string]string
+	Online  *bool
+	Text    string // part of the id
+}
+
+// Match reports whether the filter chooses r.
+func (f Filter) Match(r Row) bool {
+	if f.Product != "" && r.Device.Product != f.Product || f.Online != nil && r.Status.Online != *f.Online {
+		return false
+	}
+	if f.Text != "" && !strings.Contains(string(r.Device.ID), f.Text) {
+		return false
+	}
+	for k, v := range f.Labels {
+		if have, ok := r.Device.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// List returns up to page.Limit devices that f chooses, in id order, after page.After. more says whether there are others.
+func (inv *Inventory) List(ctx context.Context, f Filter, page fleet.Page) (rows []Row, more bool, err error) {
+	err = inv.c.View(ctx, func(tx Tx) error {
+		after := fleet.DeviceID(page.After)
+		for {
+			ds, err := tx.Devices(after, 256)
+			if err != nil || len(ds) == 0 {
+				return err
+			}
+			after = ds[len(ds)-1].ID
+			for _, d := range ds {
+				s, err := tx.Status(d.ID)
+				if err != nil {
+					return err
+				}
+				r := Row{Device: d, Status: s}
+				if !f.Match(r) {
+					continue
+				}
+				if len(rows) == page.Limit {
+					more = true
+					return nil
+				}
+				rows = append(rows, r)
+			}
+		}
+	})
+	return rows, more, err
+}
+
+// Admitted reports whether what a device says counts: it exists and is not disabled.
+func (inv *Inventory) Admitted(tx Tx, id fleet.DeviceID) (ok bool, why string, err error) {
+	d, err := tx.Device(id)
+	switch {
+	case fleet.Is(err, fleet.NotFound):
+		return false, "unknown device", nil
+	case err != nil:
+		return false, "", err
+	case d.Disabled:
+		return false, "the device is disabled", nil
+	}
+	return true, "", nil
+}

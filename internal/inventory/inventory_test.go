@@ -1,0 +1,233 @@
+package inventory_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"muster/internal/fleet"
+	"muster/internal/inventory"
+	"muster/internal/store/bolt"
+	"muster/internal/store/storetest"
+	"muster/internal/wire"
+)
+
+var at = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func open(t *testing.T) (*inventory.Inventory, *bolt.DB) {
+	db := storetest.Open(t)
+	return inventory.New(inventory.Config{
+		Update: func(ctx context.Context, f func(inventory.Tx) error) error {
+			return db.Update(ctx, func(tx *bolt.Tx) error { return f(tx) })
+		},
+		View: func(ctx context.Context, f func(inventory.Tx) error) error {
+			return db.View(ctx, func(tx *bolt.Tx) error { return f(tx) })
+		},
+	}), db
+}
+
+func add(t *testing.T, inv *inventory.Inventory, ids ...fleet.DeviceID) {
+	t.Helper()
+	for _, id := range ids {
+		if _, err := inv.Add(t.Context(), at, []inventory.Spec{{ID: id, Product: "lamp"}}, "op"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func in(t *testing.T, db *bolt.DB, f func(*bolt.Tx) error) {
+	t.Helper()
+	if err := db.Update(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAddingTwiceIsOneDeviceAndAnotherDescriptionAConflict(t *testing.T) {
+	inv, _ := open(t)
+	spec := inventory.Spec{ID: "d1", Product: "lamp", Labels: map[string]string{"site": "hull"}}
+	for range 2 {
+		ds, err := inv.Add(t.Context(), at, []inventory.Spec{spec}, "op")
+		if err != nil || len(ds) != 1 || ds[0].Rev != 1 {
+			t.Fatalf("%+v, %v", ds, err)
+		}
+	}
+	spec.Labels = map[string]string{"site": "york"}
+	_, err := inv.Add(t.Context(), at, []inventory.Spec{{ID: "d2", Product: "lamp"}, spec}, "op")
+	if !fleet.Is(err, fleet.Conflict) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := inv.Get(t.Context(), "d2"); !fleet.Is(err, fleet.NotFound) {
+		t.Errorf("half of a refused request was stored: %v", err)
+	}
+}
+
+func TestDescriptionsAreHeldToTheirLimits(t *testing.T) {
+	inv, _ := open(t)
+	many := map[string]string{}
+	for i := range inventory.MaxLabels + 1 {
+		many[fmt.Sprint("k", i)] = "v"
+	}
+	for name, spec := range map[string]inventory.Spec{
+		"no id":            {Product: "lamp"},
+		"upper case":       {ID: "D1", Product: "lamp"},
+		"no product":       {ID: "d1"},
+		"newline":          {ID: "d1", Product: "lamp", Hardware: "a\nb"},
+		"escape in label":  {ID: "d1", Product: "lamp", Labels: map[string]string{"a": "\x1b[31m"}},
+		"label key":        {ID: "d1", Product: "lamp", Labels: map[string]string{"A": "x"}},
+		"empty label key":  {ID: "d1", Product: "lamp", Labels: map[string]string{"": "x"}},
+		"long label value": {ID: "d1", Product: "lamp", Labels: map[string]string{"a": strings.Repeat("x", inventory.MaxLabelValue+1)}},
+		"too many labels":  {ID: "d1", Product: "lamp", Labels: many},
+	} {
+		if _, err := inv.Add(t.Context(), at, []inventory.Spec{spec}, "op"); !fleet.Is(err, fleet.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := inv.Add(t.Context(), at, make([]inventory.Spec, inventory.MaxBulk+1), "op"); !fleet.Is(err, fleet.Invalid) {
+		t.Errorf("too many at once: %v", err)
+	}
+}
+
+func TestAnUpdateKeepsWhatItDoesNotNameAndKnowsItsRevision(t *testing.T) {
+	inv, _ := open(t)
+	add(t, inv, "d1")
+	rev, x, y := uint64(1), "x", "y"
+	if _, err := inv.Update(t.Context(), at, "d1", inventory.Change{Rev: &rev, Labels: map[string]*string{"a": &x, "b": &y}}, "op"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := inv.Update(t.Context(), at, "d1", inventory.Change{Rev: &rev, Hardware: &x}, "op"); !fleet.Is(err, fleet.Conflict) {
+		t.Errorf("an old revision: %v", err)
+	}
+	d, err := inv.Update(t.Context(), at, "d1", inventory.Change{Labels: map[string]*string{"a": nil}}, "op")
+	if err != nil || len(d.Labels) != 1 || d.Labels["b"] != "y" || d.Product != "lamp" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+func TestListPagesThroughWhatTheFilterChooses(t *testing.T) {
+	inv, db := open(t)
+	for i := range 600 {
+		add(t, inv, fleet.DeviceID(fmt.Sprintf("d%03d", i)))
+	}
+	in(t, db, func(tx *bolt.Tx) error {
+		for i := 0; i < 600; i += 3 {
+			id := fleet.DeviceID(fmt.Sprintf("d%03d", i))
+			if err := inv.Connected(tx, inventory.Session{Device: id, At: at, Connection: "c"}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	online := true
+	var got []fleet.DeviceID
+	page := fleet.Page{Limit: 70}
+	for {
+		rows, more, err := inv.List(t.Context(), inventory.Filter{Online: &online}, page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows {
+			got = append(got, r.Device.ID)
+		}
+		if !more {
+			break
+		}
+		page.After = string(rows[len(rows)-1].Device.ID)
+	}
+	if len(got) != 200 || got[0] != "d000" || got[199] != "d597" {
+		t.Errorf("%d devices: %v", len(got), got)
+	}
+}
+
+func TestStateMergesAsRFC7396Says(t *testing.T) {
+	inv, db := open(t)
+	add(t, inv, "d1")
+	for _, doc := range []string{`{"a":1,"b":{"x":1,"y":2}}`, `{"b":{"y":null,"z":9007199254740993},"c":[1,{"n":null}]}`, `{"a":null}`} {
+		in(t, db, func(tx *bolt.Tx) error { return inv.State(tx, at, "d1", []byte(doc)) })
+	}
+	r, err := inv.Get(t.Context(), "d1")
+	want := `{"b":{"x":1,"z":9007199254740993},"c":[1,{"n":null}]}`
+	if err != nil || string(r.Status.State) != want || !json.Valid(r.Status.State) {
+		t.Errorf("%s, %v", r.Status.State, err)
+	}
+	big := `{"big":"` + strings.Repeat("x", inventory.MaxState) + `"}`
+	err = db.Update(t.Context(), func(tx *bolt.Tx) error { return inv.State(tx, at, "d1", []byte(big)) })
+	if !fleet.Is(err, fleet.Invalid) {
+		t.Errorf("a state that grows without end: %v", err)
+	}
+}
+
+// Events of the broker may come late, twice, out of order or not at all.
+func TestPresence(t *testing.T) {
+	inv, db := open(t)
+	add(t, inv, "d1")
+	up := func(name string, when int) func(*bolt.Tx) error {
+		return func(tx *bolt.Tx) error {
+			return inv.Connected(tx, inventory.Session{Device: "d1", Vhost: wire.VhostDevices, Serial: "a1", Connection: name, At: at.Add(time.Duration(when) * time.Second)})
+		}
+	}
+	down := func(name string, when int) func(*bolt.Tx) error {
+		return func(tx *bolt.Tx) error {
+			return inv.Disconnected(tx, inventory.Session{Device: "d1", Connection: name, At: at.Add(time.Duration(when) * time.Second)})
+		}
+	}
+	list := func(when int, names ...string) func(*bolt.Tx) error {
+		return func(tx *bolt.Tx) error {
+			var live []inventory.Session
+			for i, n := range names {
+				live = append(live, inventory.Session{Device: "d1", Connection: n, At: at.Add(time.Duration(i) * time.Second)})
+			}
+			_, err := inv.Reconcile(tx, at.Add(time.Duration(when)*time.Second), live, 10*time.Second)
+			return err
+		}
+	}
+	for _, step := range []struct {
+		what   string
+		do     func(*bolt.Tx) error
+		online bool
+		name   string
+	}{
+		{"connects", up("c1", 1), true, "c1"},
+		{"connects, told twice", up("c1", 1), true, "c1"},
+		{"takes over", up("c2", 2), true, "c2"},
+		{"the old session's end comes after", down("c1", 2), true, "c2"},
+		{"the old session's begin comes late", up("c1", 1), true, "c2"},
+		{"too young to be missing from the list", list(5), true, "c2"},
+		{"missing from the list", list(30), false, "c2"},
+		{"in the list, its event was lost", list(31, "c1", "c2", "c3"), true, "c3"},
+		{"ends", down("c3", 40), false, "c3"},
+		{"ends, told twice", down("c3", 40), false, "c3"},
+	} {
+		in(t, db, step.do)
+		r, err := inv.Get(t.Context(), "d1")
+		if err != nil || r.Status.Online != step.online || r.Status.Connection != step.name {
+			t.Errorf("%s: online %v by %s, %v", step.what, r.Status.Online, r.Status.Connection, err)
+		}
+	}
+	in(t, db, func(tx *bolt.Tx) error {
+		return inv.Connected(tx, inventory.Session{Device: "ghost", Connection: "c", At: at})
+	})
+}
+
+func TestOnlyKnownAndEnabledDevicesAreHeard(t *testing.T) {
+	inv, db := open(t)
+	add(t, inv, "d1", "d2")
+	in(t, db, func(tx *bolt.Tx) error {
+		d, err := tx.Device("d2")
+		if err != nil {
+			return err
+		}
+		d.Disabled = true
+		return tx.PutDevice(d)
+	})
+	in(t, db, func(tx *bolt.Tx) error {
+		for id, want := range map[fleet.DeviceID]bool{"d1": true, "d2": false, "d3": false} {
+			if ok, why, err := inv.Admitted(tx, id); ok != want || err != nil || ok != (why == "") {
+				t.Errorf("%s: %v %q %v", id, ok, why, err)
+			}
+		}
+		return nil
+	})
+}
