@@ -1,0 +1,74 @@
+// Package archtest holds the import table of muster (DESIGN §3): who may import whom, with a reason a row. Its test
+// fails when code and table disagree, so that a new dependency is a decision and not an accident.
+package archtest
+
+// Layer is a group of packages with the same rights.
+type Layer string
+
+// Layers, from the inside out. A package may import packages of its own module only as its row says.
+const (
+	Words   Layer = "words"   // fleet: ids, the error type
+	Core    Layer = "core"    // rules without I/O, clock, goroutine or log
+	UseCase Layer = "usecase" // own the order of steps and declare the ports they need
+	Adapter Layer = "adapter" // one technology each, never importing one another
+	App     Layer = "app"     // the one place that wires everything
+	Edge    Layer = "edge"    // what stands outside of musterd: programs, simulator, client, development broker
+)
+
+// Row is what a package may import of this module.
+type Row struct {
+	Layer Layer
+	May   []string // paths below muster/
+	Why   string
+}
+
+// Pure are the modules outside the standard library that core packages may import, with the reason.
+var Pure = map[string]string{
+	"github.com/go-json-experiment/json": "strict JSON (duplicate names, exact case, UTF-8) without I/O; becomes encoding/json/v2",
+	"github.com/go-jose/go-jose/v4":      "JWS; computes only, its key sets are never fetched",
+	"golang.org/x/mod/semver":            "order of versions, pure functions on strings",
+	"github.com/Masterminds/semver/v3":   "order of versions, pure functions on strings",
+}
+
+// CoreBans are the standard packages that no core package may import: they do I/O, log, or start something.
+var CoreBans = []string{"os", "log", "log/slog", "net", "net/http", "io/fs", "os/exec", "os/signal", "syscall", "database/sql", "sync", "context", "math/rand", "math/rand/v2"}
+
+// Table has a row for every package of the module.
+var Table = map[string]Row{
+	"internal/fleet": {Words, nil, "the words that all others share"},
+
+	"internal/pki":       {Core, []string{"internal/fleet"}, "life of a certificate"},
+	"internal/firmware":  {Core, []string{"internal/fleet"}, "manifest, versions, compatibility"},
+	"internal/rollout":   {Core, []string{"internal/fleet"}, "stages, gates, grants"},
+	"internal/wire":      {Core, []string{"internal/fleet"}, "topics and payloads"},
+	"internal/admission": {Core, []string{"internal/fleet", "internal/wire"}, "who may enter the broker; topics are wire's"},
+
+	"internal/access":    {UseCase, []string{"internal/fleet"}, "operators"},
+	"internal/downlink":  {UseCase, []string{"internal/fleet", "internal/wire"}, "outbox to broker"},
+	"internal/uplink":    {UseCase, []string{"internal/fleet", "internal/wire"}, "queue to store"},
+	"internal/inventory": {UseCase, []string{"internal/access", "internal/fleet", "internal/wire"}, "registry; audits what operators change"},
+	"internal/enroll":    {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "certificates; says so to devices by the outbox"},
+	"internal/recovery":  {UseCase, []string{"internal/access", "internal/downlink", "internal/enroll", "internal/fleet", "internal/pki", "internal/wire"}, "an enrolment by another door, so it uses enroll"},
+	"internal/ota":       {UseCase, []string{"internal/access", "internal/firmware", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
+	"internal/dispatch":  {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/rollout", "internal/wire"}, "drives rollouts"},
+
+	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink"}, "keeps the records of the core and of the use cases"},
+	"internal/store/storetest":   {Adapter, []string{"internal/store/bolt"}, "a checked store for tests"},
+	"internal/ca":                {Adapter, []string{"internal/fleet", "internal/pki", "internal/wire"}, "smallstep"},
+	"internal/broker":            {Adapter, []string{"internal/fleet", "internal/wire"}, "RabbitMQ: AMQP and management API"},
+	"internal/broker/brokerconf": {Adapter, []string{"internal/fleet", "internal/wire"}, "RabbitMQ's configuration as text"},
+	"internal/brokerauth":        {Adapter, []string{"internal/admission", "internal/fleet", "internal/wire"}, "RabbitMQ's http auth backend"},
+	"internal/blob":              {Adapter, []string{"internal/fleet"}, "images on disk"},
+	"internal/httpapi":           {Adapter, []string{"api", "internal/access", "internal/dispatch", "internal/enroll", "internal/firmware", "internal/fleet", "internal/inventory", "internal/ota", "internal/pki", "internal/recovery", "internal/rollout", "internal/uplink"}, "ops REST; calls use cases and shows core types"},
+	"internal/devapi":            {Adapter, []string{"internal/firmware", "internal/fleet", "internal/ota", "internal/wire"}, "device HTTPS"},
+	"internal/config":            {Adapter, nil, "settings from file, environment, flags"},
+	"internal/obs":               {Adapter, nil, "log, health, metrics"},
+
+	"api":                {Edge, nil, "generated from the contract"},
+	"internal/client":    {Edge, []string{"api", "internal/fleet"}, "speaks only REST"},
+	"internal/signing":   {Edge, []string{"internal/firmware", "internal/fleet"}, "keys and signatures on the operator's own machine"},
+	"internal/cli":       {Edge, []string{"api", "internal/client", "internal/firmware", "internal/fleet", "internal/signing"}, "the ops CLI: REST, and what works offline"},
+	"internal/simdev":    {Edge, []string{"internal/fleet", "internal/wire"}, "a device knows only what reached it over the wire"},
+	"internal/devbroker": {Edge, []string{"internal/broker/brokerconf"}, "a RabbitMQ for development with the production configuration"},
+	"internal/archtest":  {Edge, nil, "this table"},
+}
