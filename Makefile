@@ -1,0 +1,46 @@
+# muster. `make help` lists the targets; each installs what it needs and says so.
+SHELL := /bin/bash
+GO    ?= go
+BIN   := bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 30s
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-unit lint bench fuzz generate tools clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build musterd, muster and devicesim into bin/ (static, no cgo)
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+demo: tools build ## show a fleet live: 25 devices, rollouts, renewals, recovery (ONCE=1 ends by itself)
+	$(GO) run ./test/demo -bin $(BIN)
+
+test: tools ## run everything: unit, property, fuzz seeds and scenarios on a real RabbitMQ, with the race detector
+	$(GO) run ./test/prepare
+	$(GO) vet ./...
+	$(GO) test -race -timeout 540s ./...
+
+test-unit: ## run what needs no RabbitMQ
+	$(GO) test -race $$($(GO) list ./... | grep -v -e /test/ -e /internal/broker$$ -e /internal/devbroker)
+
+lint: ## gofmt, go vet, staticcheck and govulncheck
+	@test/lint.sh
+
+bench: tools ## measure; a line `ratio <name> <value> aim <aim>` for each (docs/performance.md)
+	$(GO) run ./test/bench
+
+fuzz: ## fuzz every target for FUZZTIME (30s) each
+	@test/fuzz.sh $(FUZZTIME)
+
+generate: ## make the generated code afresh from api/openapi.yaml
+	$(GO) generate ./...
+
+tools: ## install the Debian packages that tests and demo use, where they are missing
+	@test/tools.sh
+
+clean: ## remove what was built
+	rm -rf $(BIN)
