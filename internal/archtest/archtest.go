@@ -52,7 +52,7 @@ var Table = map[string]Row{
 	"internal/ota":       {UseCase, []string{"internal/access", "internal/firmware", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
 	"internal/dispatch":  {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/rollout", "internal/wire"}, "drives rollouts"},
 
-	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink"}, "keeps the records of the core and of the use cases"},
+	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink", "internal/wire"}, "keeps the records of the core and of the use cases"},
 	"internal/store/storetest":   {Adapter, []string{"internal/store/bolt"}, "a checked store for tests"},
 	"internal/ca":                {Adapter, []string{"internal/fleet", "internal/pki", "internal/wire"}, "smallstep"},
 	"internal/broker":            {Adapter, []string{"internal/fleet", "internal/wire"}, "RabbitMQ: AMQP and management API"},

@@ -26,13 +26,17 @@ func ParseDeviceID(s string) (DeviceID, error) {
 // Valid reports whether d has the form that ParseDeviceID accepts.
 func (d DeviceID) Valid() bool { return validLabel(string(d), MaxDeviceIDLen) }
 
-// RolloutID names a rollout. It has the form of a device id.
+// RolloutID names a rollout. It has the form of a device id, but is shorter: it stands in every update offer, which must
+// fit the smallest receive buffer in the field (DESIGN §6).
 type RolloutID string
+
+// MaxRolloutIDLen is the longest rollout id, in bytes.
+const MaxRolloutIDLen = 24
 
 // ParseRolloutID returns s as a RolloutID, or an Invalid error that says what is allowed.
 func ParseRolloutID(s string) (RolloutID, error) {
-	if !validLabel(s, MaxDeviceIDLen) {
-		return "", Errorf(Invalid, "rollout id: use 1 to %d of a-z, 0-9 and -, neither first nor last a -", MaxDeviceIDLen)
+	if !validLabel(s, MaxRolloutIDLen) {
+		return "", Errorf(Invalid, "rollout id: use 1 to %d of a-z, 0-9 and -, neither first nor last a -", MaxRolloutIDLen)
 	}
 	return RolloutID(s), nil
 }

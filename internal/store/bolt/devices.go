@@ -5,6 +5,7 @@ import (
 
 	"encoding/json"
 	"muster/internal/fleet"
+	"muster/internal/wire"
 )
 
 // Device returns the device with that id, or a NotFound error.
@@ -56,4 +57,17 @@ func (tx *Tx) Status(id fleet.DeviceID) (fleet.Status, error) {
 }
 
 // PutStatus stores s.
-func (tx *Tx) PutStatus(s fleet.Status) error { return put(tx, bucketStatus, []byte(s.Device), s) }
+func (tx *Tx) PutStatus(s fleet.Status) error {
+	online := tx.b.Bucket(bucketOnline)
+	if s.Online && s.Vhost == wire.VhostDevices {
+		if err := online.Put([]byte(s.Device), nil); err != nil {
+			return err
+		}
+	} else if err := online.Delete([]byte(s.Device)); err != nil {
+		return err
+	}
+	return put(tx, bucketStatus, []byte(s.Device), s)
+}
+
+// Online reports whether a device has a session with its certificate, as far as is known.
+func (tx *Tx) Online(id fleet.DeviceID) bool { return tx.b.Bucket(bucketOnline).Get([]byte(id)) != nil }

@@ -55,6 +55,9 @@ func (tx *Tx) PutJob(j rollout.Job) error {
 		if err := active.Put([]byte(j.Device), []byte(j.Rollout)); err != nil {
 			return err
 		}
+		if err := tx.b.Bucket(bucketJobsLatest).Put([]byte(j.Device), []byte(j.Rollout)); err != nil {
+			return err
+		}
 	case mine:
 		if err := active.Delete([]byte(j.Device)); err != nil {
 			return err
@@ -134,6 +137,20 @@ func (tx *Tx) ActiveJob(d fleet.DeviceID) (rollout.Job, bool, error) {
 		return rollout.Job{}, false, nil
 	}
 	return tx.Job(fleet.RolloutID(r), d)
+}
+
+// LatestJob returns the job of a device's newest grant, whatever became of it; false if it never had one.
+func (tx *Tx) LatestJob(d fleet.DeviceID) (rollout.Job, bool, error) {
+	r := tx.b.Bucket(bucketJobsLatest).Get([]byte(d))
+	if r == nil {
+		return rollout.Job{}, false, nil
+	}
+	return tx.Job(fleet.RolloutID(r), d)
+}
+
+// JobsInFlight returns up to limit rows in flight of a rollout, soonest deadline first.
+func (tx *Tx) JobsInFlight(r fleet.RolloutID, limit int) ([]rollout.Job, error) {
+	return tx.jobsIn(r, bucketJobsDue, nil, limit, nil)
 }
 
 // Jobs returns up to limit rows of a rollout after device after, in device order.

@@ -14,6 +14,7 @@ var (
 
 	bucketDevices = []byte("devices") // device
 	bucketStatus  = []byte("status")  // device
+	bucketOnline  = []byte("online")  // device, of those with a session in vhost devices
 
 	bucketCerts         = []byte("certs")           // serial
 	bucketCertsByDevice = []byte("certs-by-device") // device · be64 intended-at · serial
@@ -31,6 +32,7 @@ var (
 	bucketJobsPending = []byte("jobs-pending") // rollout · be64 rank · device
 	bucketJobsDue     = []byte("jobs-due")     // rollout · be64 deadline · device, of those in flight
 	bucketJobsActive  = []byte("jobs-active")  // device → rollout, of those in flight
+	bucketJobsLatest  = []byte("jobs-latest")  // device → rollout of its newest grant
 	bucketDecisions   = []byte("decisions")    // rollout · be64 number
 
 	bucketOutbox     = []byte("outbox")     // be64 number
@@ -42,10 +44,10 @@ var (
 )
 
 var allBuckets = [][]byte{
-	bucketMeta, bucketDevices, bucketStatus,
+	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
 	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketRequests,
 	bucketReleases, bucketReleasesBySHA, bucketKeys,
-	bucketRollouts, bucketJobs, bucketJobsPending, bucketJobsDue, bucketJobsActive, bucketDecisions,
+	bucketRollouts, bucketJobs, bucketJobsPending, bucketJobsDue, bucketJobsActive, bucketJobsLatest, bucketDecisions,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
 }
 
