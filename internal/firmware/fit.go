@@ -1,0 +1,68 @@
+package firmware
+
+import (
+	"fmt"
+
+	"muster/internal/fleet"
+)
+
+// Device is what decides whether a release fits a device: what the operator registered and what its hello said. Empty
+// fields are unknown.
+type Device struct {
+	Product       fleet.ProductID
+	Chip          string
+	Version       string // in the device's own words
+	SecureVersion uint32 // of its anti-rollback counter
+}
+
+// Misfit is a stable word for why a release must not be offered to a device; empty if it may be.
+type Misfit string
+
+// Reasons against a release.
+const (
+	Fits           Misfit = ""
+	WrongProduct   Misfit = "wrong-product"
+	WrongChip      Misfit = "wrong-chip"
+	ChipUnknown    Misfit = "chip-unknown"
+	SecureTooLow   Misfit = "secure-version-too-low"
+	VersionUnknown Misfit = "version-unknown"
+	BelowMinimum   Misfit = "below-min-version"
+	Downgrade      Misfit = "downgrade"
+)
+
+// Fit says whether m may be offered to d: a word for programs and a sentence for people, both empty if it may. What m
+// demands and d has not told counts against it. A version that has no order (a developer's build) may be replaced by
+// any release that demands no minimum. Downgrades are refused unless allowed; a secure version is never lowered,
+// because the device's bootloader would not start the image.
+func (m Manifest) Fit(d Device, allowDowngrade bool) (Misfit, string) {
+	if d.Product != m.Product {
+		return WrongProduct, fmt.Sprintf("the release is for product %s, the device is of product %s", m.Product, orNone(string(d.Product)))
+	}
+	if m.Chip != "" && d.Chip == "" {
+		return ChipUnknown, fmt.Sprintf("the release is for %s, and the device's hello did not name its chip", m.Chip)
+	}
+	if m.Chip != "" && chipName(d.Chip) != m.Chip {
+		return WrongChip, fmt.Sprintf("the release is for %s, the device says that it is %.24q", m.Chip, d.Chip)
+	}
+	if m.SecureVersion < d.SecureVersion {
+		return SecureTooLow, fmt.Sprintf("the release has secure version %d, the device's anti-rollback counter is %d", m.SecureVersion, d.SecureVersion)
+	}
+	runs, known := readVersion(d.Version)
+	if m.MinVersion != "" && !known {
+		return VersionUnknown, fmt.Sprintf("the release updates from %s on, and the device's version %.32q has no order", m.MinVersion, d.Version)
+	}
+	if m.MinVersion != "" && runs.Compare(m.MinVersion) < 0 {
+		return BelowMinimum, fmt.Sprintf("the release updates from %s on, the device runs %s; update it to a version in between first", m.MinVersion, runs)
+	}
+	if known && m.Version.Compare(runs) < 0 && !allowDowngrade {
+		return Downgrade, fmt.Sprintf("the release is %s, the device runs the newer %s", m.Version, runs)
+	}
+	return Fits, ""
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "(none)"
+	}
+	return s
+}
