@@ -1,0 +1,174 @@
+package rollout
+
+import (
+	"fmt"
+	"iter"
+
+	"muster/internal/fleet"
+)
+
+// Check returns the first broken invariant of a header. The store calls it before it commits; what it finds is a fault of
+// muster (Internal), never of a user.
+func Check(r Rollout) error {
+	if msg := r.check(); msg != "" {
+		return fleet.Errorf(fleet.Internal, "rollout %s: %s", r.ID, msg)
+	}
+	return nil
+}
+
+func (r Rollout) check() string {
+	if !r.State.Known() {
+		return fmt.Sprintf("unknown state %q", r.State)
+	}
+	if len(r.Stages) != len(r.Plan.Stages) {
+		return fmt.Sprintf("%d stages, %d planned", len(r.Stages), len(r.Plan.Stages))
+	}
+	if r.Stage < 0 || r.Stage > len(r.Stages) {
+		return fmt.Sprintf("stage %d of %d", r.Stage, len(r.Stages))
+	}
+	if msg := r.checkCounts(); msg != "" {
+		return msg
+	}
+	if msg := r.checkCaps(); msg != "" {
+		return msg
+	}
+	return r.checkState()
+}
+
+// checkCounts holds the counts against each other.
+func (r Rollout) checkCounts() string {
+	if r.Total.Sum() != r.Targets {
+		return fmt.Sprintf("counts of %d jobs, %d targets", r.Total.Sum(), r.Targets)
+	}
+	var sum Counts
+	for i := range r.Stages {
+		c := &r.Stages[i].Counts
+		if i+1 > r.Stage && c.Sum() != 0 {
+			return fmt.Sprintf("stage %d is not open and has %d jobs", i+1, c.Sum())
+		}
+		for _, s := range jobStates {
+			if c.Of(s) < 0 {
+				return fmt.Sprintf("stage %d: %d jobs %s", i+1, c.Of(s), s)
+			}
+			*sum.at(s) += c.Of(s)
+		}
+	}
+	for _, s := range jobStates {
+		n, staged := r.Total.Of(s), sum.Of(s)
+		switch {
+		case n < 0:
+			return fmt.Sprintf("%d jobs %s", n, s)
+		case (s == Pending || s == Skipped) && staged != 0:
+			return fmt.Sprintf("%d jobs %s in stages", staged, s)
+		case s == Cancelled && staged > n, s != Pending && s != Skipped && s != Cancelled && staged != n:
+			return fmt.Sprintf("%d jobs %s, %d in stages", n, s, staged)
+		}
+	}
+	return ""
+}
+
+// checkCaps holds the counts against the plan.
+func (r Rollout) checkCaps() string {
+	switch n := r.Total.InFlight(); {
+	case n > r.Plan.MaxInFlight:
+		return fmt.Sprintf("%d in flight, %d allowed", n, r.Plan.MaxInFlight)
+	case r.Started() > r.Quota():
+		return fmt.Sprintf("%d granted, stage %d allows %d", r.Started(), r.Stage, r.Quota())
+	case r.Failures < 0 || r.Failures > r.Total.Failures():
+		return fmt.Sprintf("%d failures in this round, %d in all", r.Failures, r.Total.Failures())
+	case (r.State == Running || r.State == Paused) && r.Failures > r.Plan.MaxFailures:
+		return fmt.Sprintf("%s with %d failures, %d tolerated", r.State, r.Failures, r.Plan.MaxFailures)
+	}
+	return ""
+}
+
+// checkState holds the state against the rest.
+func (r Rollout) checkState() string {
+	inFlight, open := r.Total.InFlight(), r.Total.Pending+r.Total.InFlight()
+	switch {
+	case r.State == Draft && (r.Stage != 0 || r.Started() != 0 || r.Round != 0):
+		return "a draft that has begun"
+	case r.State != Draft && r.State != Aborted && (r.Stage < 1 || r.Round < 1 || r.StartedAt.IsZero()):
+		return fmt.Sprintf("%s without a start", r.State)
+	case (r.State == Halted || r.State == Completed) && inFlight > 0:
+		return fmt.Sprintf("%s with %d in flight", r.State, inFlight)
+	case r.State == Halting && inFlight == 0:
+		return "halting with nothing in flight"
+	case r.State.Final() != !r.EndedAt.IsZero():
+		return fmt.Sprintf("%s, ended at %v", r.State, r.EndedAt)
+	case !r.State.Final() && r.Sweep != "":
+		return fmt.Sprintf("%s and sweeping", r.State)
+	case r.State.Final() && (r.Sweep != "") != (open > 0):
+		return fmt.Sprintf("%s with %d jobs open, sweep %q", r.State, open, r.Sweep)
+	case r.Sweep != "" && r.Sweep != map[State]JobState{Aborted: Cancelled, Completed: Skipped}[r.State]:
+		return fmt.Sprintf("%s and sweeping to %s", r.State, r.Sweep)
+	case r.Stage > 0 && inFlight > 0 && !r.Stages[r.Stage-1].DoneAt.IsZero() && !r.State.Final():
+		return fmt.Sprintf("stage %d is done with %d in flight", r.Stage, inFlight)
+	}
+	return ""
+}
+
+// CheckAll returns the first broken invariant of a header and all of its rows, in any order. It is for fsck and tests:
+// its cost grows with the number of rows, its memory does not. That no device has two rows is the store's to hold, by its key.
+func CheckAll(r Rollout, jobs iter.Seq[Job]) error {
+	if err := Check(r); err != nil {
+		return err
+	}
+	var total Counts
+	staged := make([]Counts, len(r.Stages))
+	failures := 0
+	for j := range jobs {
+		if msg := j.check(r); msg != "" {
+			return fleet.Errorf(fleet.Internal, "rollout %s, device %s: %s", r.ID, j.Device, msg)
+		}
+		*total.at(j.State)++
+		if j.Stage > 0 {
+			*staged[j.Stage-1].at(j.State)++
+		}
+		if j.State.Failure() && j.Round == r.Round {
+			failures++
+		}
+	}
+	if total != r.Total {
+		return fleet.Errorf(fleet.Internal, "rollout %s: the header counts %+v, the rows are %+v", r.ID, r.Total, total)
+	}
+	for i := range staged {
+		if staged[i] != r.Stages[i].Counts {
+			return fleet.Errorf(fleet.Internal, "rollout %s: stage %d counts %+v, its rows are %+v", r.ID, i+1, r.Stages[i].Counts, staged[i])
+		}
+	}
+	if failures != r.Failures {
+		return fleet.Errorf(fleet.Internal, "rollout %s: %d failures in this round, the rows have %d", r.ID, r.Failures, failures)
+	}
+	return nil
+}
+
+// check holds a row against itself and its header.
+func (j Job) check(r Rollout) string {
+	granted := !j.GrantedAt.IsZero()
+	switch {
+	case j.Rollout != r.ID:
+		return fmt.Sprintf("row of rollout %s", j.Rollout)
+	case !j.State.Known():
+		return fmt.Sprintf("unknown state %q", j.State)
+	case j.Rank != Rank(j.Rollout, j.Device):
+		return fmt.Sprintf("rank %d, should be %d", j.Rank, Rank(j.Rollout, j.Device))
+	case j.Stage < 0 || j.Stage > r.Stage:
+		return fmt.Sprintf("granted in stage %d, stage %d is open", j.Stage, r.Stage)
+	case granted != (j.Stage > 0) || granted != (j.Attempts > 0) || granted != j.Deadline.After(j.GrantedAt):
+		return fmt.Sprintf("granted at %v, deadline %v, stage %d, %d attempts", j.GrantedAt, j.Deadline, j.Stage, j.Attempts)
+	case granted == (j.State == Pending || j.State == Skipped) && j.State != Cancelled:
+		return fmt.Sprintf("%s, granted at %v", j.State, j.GrantedAt)
+	case j.State.Finished() == j.FinishedAt.IsZero():
+		return fmt.Sprintf("%s, finished at %v", j.State, j.FinishedAt)
+	case j.State.Failure() != (j.Round > 0) || j.Round > r.Round:
+		return fmt.Sprintf("%s in round %d of %d", j.State, j.Round, r.Round)
+	case (j.State.Failure() || j.State == Skipped || j.State == Cancelled) && j.Cause.Kind == "":
+		return fmt.Sprintf("%s without a cause", j.State)
+	case j.Late && j.State != Succeeded && j.State != RolledBack:
+		return fmt.Sprintf("%s and late", j.State)
+	case j.Percent < 0 || j.Percent > 100:
+		return fmt.Sprintf("%d %%", j.Percent)
+	}
+	return ""
+}
