@@ -70,7 +70,15 @@ type Certificate struct {
 	RevokedAt    time.Time `json:"revoked_at,omitzero"`
 	Reason       int       `json:"reason,omitempty"` // RFC 5280 §5.3.1, of a revocation
 	By           string    `json:"by,omitempty"`     // operator who asked for or revoked it
+
+	// Of a revoked or expired certificate: when its sessions were first closed, and when a later look found none.
+	ClosedAt   time.Time `json:"closed_at,omitzero"`
+	VerifiedAt time.Time `json:"verified_at,omitzero"`
 }
+
+// Untrusted reports whether c's key must never get a certificate again: it was revoked, and not just because muster
+// retired it after a renewal.
+func (c Certificate) Untrusted() bool { return c.State == Revoked && c.Reason != ReasonSuperseded }
 
 // Become moves c to state to and notes when, or returns a Conflict error if there is no such way.
 func (c *Certificate) Become(to State, at time.Time) error {
