@@ -26,6 +26,8 @@ type Device struct {
 
 	// RenewSince is when the device was first asked to renew; zero if it was not. Cleared by promotion.
 	RenewSince time.Time `json:"renew_since,omitzero"`
+	// RenewAsked is when the last pass asked it: it is not asked again at once.
+	RenewAsked time.Time `json:"renew_asked,omitzero"`
 
 	// Passwords are the fallback credentials that work now: more than one only while a rotation is under way.
 	Passwords []Password `json:"passwords,omitempty"`

@@ -38,21 +38,24 @@ func (tx *Tx) PutCertificate(c pki.Certificate) error {
 }
 
 // certIndexes are the indexes of certificates, in the order of what certIndex returns. Their values are serials.
-var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended}
+var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced}
 
 // certIndex returns the keys under which c stands in each of certIndexes.
 func certIndex(c pki.Certificate) [][][]byte {
 	serial := []byte(c.Serial)
 	byDevice := [][]byte{join(text(c.Device), beTime(c.IntendedAt), serial)}
 	byKey := [][]byte{join(text(c.KeyHash), serial)}
-	var byEnd, intended [][]byte
+	var byEnd, intended, replaced [][]byte
 	switch c.State {
 	case pki.Issued, pki.Active, pki.Superseded:
 		byEnd = [][]byte{join(beTime(c.NotAfter), serial)}
 	case pki.Intended:
 		intended = [][]byte{join(beTime(c.IntendedAt), serial)}
 	}
-	return [][][]byte{byDevice, byKey, byEnd, intended}
+	if c.State == pki.Superseded {
+		replaced = [][]byte{join(beTime(c.SupersededAt), serial)}
+	}
+	return [][][]byte{byDevice, byKey, byEnd, intended, replaced}
 }
 
 // certificatesIn returns the certificates that an index names, until stop returns true for a key.
@@ -93,6 +96,12 @@ func (tx *Tx) CertificatesEnding(before time.Time, limit int) ([]pki.Certificate
 	return tx.certificatesIn(bucketCertsByEnd, nil, limit, func(k []byte) bool { return string(k[:8]) >= string(end) })
 }
 
+// SupersededCertificates returns up to limit superseded certificates that were replaced before before, oldest first.
+func (tx *Tx) SupersededCertificates(before time.Time, limit int) ([]pki.Certificate, error) {
+	end := beTime(before)
+	return tx.certificatesIn(bucketCertsReplaced, nil, limit, func(k []byte) bool { return string(k[:8]) >= string(end) })
+}
+
 // Request returns the certificate request with that id, or a NotFound error.
 func (tx *Tx) Request(id string) (pki.Request, error) {
 	return must[pki.Request](tx, bucketRequests, []byte(id), "request")
@@ -103,6 +112,18 @@ func (tx *Tx) PutRequest(r pki.Request) error { return put(tx, bucketRequests, [
 
 // Requests returns all certificate requests, decided ones included, in id order.
 func (tx *Tx) Requests() ([]pki.Request, error) { return all[pki.Request](tx, bucketRequests, nil) }
+
+// DropRequest removes a request; one that is gone already does not matter.
+func (tx *Tx) DropRequest(id string) error { return tx.b.Bucket(bucketRequests).Delete([]byte(id)) }
+
+// PutClosing stores c, in place of an older one for the same user.
+func (tx *Tx) PutClosing(c pki.Closing) error { return put(tx, bucketClosings, []byte(c.User), c) }
+
+// Closings returns every promise to close a user's connections that is not kept yet, in the order of the users' names.
+func (tx *Tx) Closings() ([]pki.Closing, error) { return all[pki.Closing](tx, bucketClosings, nil) }
+
+// DropClosing removes the promise for user; one that is gone already does not matter.
+func (tx *Tx) DropClosing(user string) error { return tx.b.Bucket(bucketClosings).Delete([]byte(user)) }
 
 // all returns the records of bucket whose key has prefix.
 func all[T any](tx *Tx, bucket, prefix []byte) ([]T, error) {

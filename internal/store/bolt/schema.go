@@ -21,7 +21,9 @@ var (
 	bucketCertsByKey    = []byte("certs-by-key")    // key hash · serial
 	bucketCertsByEnd    = []byte("certs-by-end")    // be64 not-after · serial, of issued, active and superseded ones
 	bucketCertsIntended = []byte("certs-intended")  // be64 intended-at · serial
+	bucketCertsReplaced = []byte("certs-replaced")  // be64 superseded-at · serial, of superseded ones
 	bucketRequests      = []byte("requests")        // id
+	bucketClosings      = []byte("closings")        // broker user
 
 	bucketReleases      = []byte("releases")        // product · version
 	bucketReleasesBySHA = []byte("releases-by-sha") // sha256 of the file → key in releases
@@ -45,7 +47,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketRequests,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketRequests, bucketClosings,
 	bucketReleases, bucketReleasesBySHA, bucketKeys,
 	bucketRollouts, bucketJobs, bucketJobsPending, bucketJobsDue, bucketJobsActive, bucketJobsLatest, bucketDecisions,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
