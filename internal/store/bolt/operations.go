@@ -1,6 +1,9 @@
 package bolt
 
 import (
+	"encoding/json"
+	"fmt"
+
 	"muster/internal/access"
 	"muster/internal/downlink"
 	"muster/internal/fleet"
@@ -119,4 +122,26 @@ func (tx *Tx) Audit(e access.Entry) error {
 // AuditEntries returns up to limit lines of the audit trail after number after, oldest first.
 func (tx *Tx) AuditEntries(after uint64, limit int) ([]access.Entry, error) {
 	return numbered[access.Entry](tx, bucketAudit, after, limit)
+}
+
+// AuditBefore returns up to limit lines of the audit trail before number before, newest first; 0 begins with the newest.
+func (tx *Tx) AuditBefore(before uint64, limit int) ([]access.Entry, error) {
+	var out []access.Entry
+	c := tx.b.Bucket(bucketAudit).Cursor()
+	k, raw := c.Last()
+	if before != 0 {
+		if k, _ = c.Seek(be64(before)); k == nil {
+			k, raw = c.Last()
+		} else {
+			k, raw = c.Prev()
+		}
+	}
+	for ; k != nil && (limit <= 0 || len(out) < limit); k, raw = c.Prev() {
+		var e access.Entry
+		if err := json.Unmarshal(raw, &e); err != nil {
+			return nil, fmt.Errorf("store: audit line %x: %w", k, err)
+		}
+		out = append(out, e)
+	}
+	return out, nil
 }
