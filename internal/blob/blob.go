@@ -29,7 +29,7 @@ type Store struct {
 	create func(name string) (file, error) // replaced by tests that let a disk fill up
 }
 
-// file is what Stage needs of a new file.
+// file is what an upload needs of a new file.
 type file interface {
 	io.WriteCloser
 	Sync() error
@@ -58,25 +58,51 @@ func New(dir string) (*Store, error) {
 // Close releases the directory. Files that Open returned stay readable.
 func (s *Store) Close() error { return s.root.Close() }
 
-// Staged is a file that has been received whole but is not in the store yet. Commit or Discard must be called.
-type Staged struct {
-	Hash fleet.Hash // SHA-256 of what was received
-	Size int64      // bytes
+// staged is a file that has been received whole but is not in the store yet.
+type staged struct {
+	hash fleet.Hash // SHA-256 of what was received
+	size int64      // bytes
 
 	store *Store
 	temp  string
 }
 
-// Stage writes r to disk, at most max bytes, and hashes it on the way. Nothing is left behind on an error: TooLarge over
-// max, Full when the disk is, the context's own, Invalid when r breaks off.
-func (s *Store) Stage(ctx context.Context, r io.Reader, max int64) (*Staged, error) {
-	st := &Staged{store: s, temp: tempPrefix + rand.Text()}
+// Put writes r to disk, at most max bytes, and keeps it under the SHA-256 of what came. That the store has it already is
+// no error: it holds the same. Nothing is left behind on an error: TooLarge over max, Full when the disk is, the
+// context's own, Invalid when r breaks off.
+func (s *Store) Put(ctx context.Context, r io.Reader, max int64) (fleet.Hash, int64, error) {
+	st, err := s.stage(ctx, r, max)
+	if err != nil {
+		return "", 0, err
+	}
+	return st.hash, st.size, st.commit()
+}
+
+// PutIf is Put for a caller who knows what should come: the file is kept only if accept, given its hash and size in
+// bytes, returns nil.
+func (s *Store) PutIf(ctx context.Context, r io.Reader, max int64, accept func(fleet.Hash, int64) error) error {
+	st, err := s.stage(ctx, r, max)
+	if err != nil {
+		return err
+	}
+	if err := accept(st.hash, st.size); err != nil {
+		if e := st.discard(); e != nil {
+			return errors.Join(err, e)
+		}
+		return err
+	}
+	return st.commit()
+}
+
+// stage receives r into a temporary file and makes it last.
+func (s *Store) stage(ctx context.Context, r io.Reader, max int64) (*staged, error) {
+	st := &staged{store: s, temp: tempPrefix + rand.Text()}
 	f, err := s.create(st.temp)
 	if err != nil {
 		return nil, storeError(err, "store the image")
 	}
 	sum := sha256.New()
-	st.Size, err = receive(ctx, f, r, sum, max)
+	st.size, err = receive(ctx, f, r, sum, max)
 	if err == nil {
 		err = wrap(f.Sync(), "store the image")
 	}
@@ -84,36 +110,30 @@ func (s *Store) Stage(ctx context.Context, r io.Reader, max int64) (*Staged, err
 		err = wrap(e, "store the image")
 	}
 	if err != nil {
-		return nil, errors.Join(err, st.Discard())
+		if e := st.discard(); e != nil {
+			return nil, errors.Join(err, e)
+		}
+		return nil, err
 	}
-	st.Hash = fleet.HashOf([32]byte(sum.Sum(nil)))
+	st.hash = fleet.HashOf([32]byte(sum.Sum(nil)))
 	return st, nil
 }
 
-// Commit puts the file into the store under its hash. That the store has it already is no error: it holds the same.
-func (st *Staged) Commit() error {
-	if err := st.store.root.Rename(st.temp, string(st.Hash)); err != nil {
-		return errors.Join(storeError(err, "store the image"), st.Discard())
+// commit puts the file into the store under its hash.
+func (st *staged) commit() error {
+	if err := st.store.root.Rename(st.temp, string(st.hash)); err != nil {
+		err = storeError(err, "store the image")
+		if e := st.discard(); e != nil {
+			return errors.Join(err, e)
+		}
+		return err
 	}
 	return st.store.syncDir()
 }
 
-// Discard removes the file; after Commit it does nothing.
-func (st *Staged) Discard() error {
-	err := st.store.root.Remove(st.temp)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return wrap(err, "remove a broken upload")
-}
-
-// Put is Stage and Commit for a caller who takes whatever comes.
-func (s *Store) Put(ctx context.Context, r io.Reader, max int64) (fleet.Hash, int64, error) {
-	st, err := s.Stage(ctx, r, max)
-	if err != nil {
-		return "", 0, err
-	}
-	return st.Hash, st.Size, st.Commit()
+// discard removes the temporary file.
+func (st *staged) discard() error {
+	return wrap(st.store.root.Remove(st.temp), "remove a broken upload")
 }
 
 // Open returns the file with that hash for reading, and its size in bytes; NotFound if there is none.

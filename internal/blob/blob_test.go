@@ -92,23 +92,32 @@ func TestPutOpenRemove(t *testing.T) {
 	}
 }
 
-func TestStagedIsNotListed(t *testing.T) {
+// Before accept has agreed, the file is neither listed nor opened; after a refusal it is gone.
+func TestPutIf(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
-	st, err := s.Stage(t.Context(), strings.NewReader("image"), 5)
-	if err != nil {
-		t.Fatal(err)
+	refusal := errors.New("not this one")
+	put := func(answer error) error {
+		return s.PutIf(t.Context(), strings.NewReader("image"), 5, func(h fleet.Hash, size int64) error {
+			if h != hashOf([]byte("image")) || size != 5 {
+				t.Errorf("asked about %s, %d bytes", h, size)
+			}
+			if all, err := s.List(); err != nil || len(all) != 0 {
+				t.Errorf("listed %v, %v", all, err)
+			}
+			if _, _, err := s.Open(h); !fleet.Is(err, fleet.NotFound) {
+				t.Errorf("open: %v", err)
+			}
+			return answer
+		})
 	}
-	if all, err := s.List(); err != nil || len(all) != 0 {
-		t.Errorf("listed %v, %v", all, err)
+	if err := put(refusal); err != refusal {
+		t.Errorf("%v", err)
 	}
-	if _, _, err := s.Open(st.Hash); !fleet.Is(err, fleet.NotFound) {
-		t.Errorf("open: %v", err)
+	if got := files(t, dir); len(got) != 0 {
+		t.Errorf("a refused image left %q", got)
 	}
-	if err := st.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	if err := st.Discard(); err != nil { // after Commit: nothing
+	if err := put(nil); err != nil {
 		t.Error(err)
 	}
 	if all, err := s.List(); err != nil || !slices.Equal(all, []fleet.Hash{hashOf([]byte("image"))}) {
@@ -196,7 +205,7 @@ func TestStartSweeps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := first.Stage(t.Context(), strings.NewReader("half"), 10); err != nil {
+	if _, err := first.stage(t.Context(), strings.NewReader("half"), 10); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "README"), []byte("the operator's own"), 0o600); err != nil {
