@@ -3,8 +3,10 @@ package wire
 import (
 	"bytes"
 	"encoding/base64"
+	"reflect"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -91,7 +93,7 @@ type CertOrder struct {
 	Serial   fleet.Serial `json:"ser,omitzero"`  // CertPush
 	Chain    [][]byte     `json:"crt,omitempty"` // CertPush: leaf, then intermediate; DER, base64 on the wire
 	Password string       `json:"pw,omitzero"`   // CertPush on the fallback: replaces the one used now
-	Tag      string       `json:"t,omitzero"`    // CertPart: which message it is a slice of
+	Tag      string       `json:"t,omitzero"`    // CertPart: the first 8 hex digits of the SHA-256 of the whole message
 	Index    int          `json:"i,omitzero"`    // CertPart: from 0
 	Count    int          `json:"of,omitzero"`   // CertPart: how many
 	Data     []byte       `json:"d,omitempty"`   // CertPart: slice of the JSON of the whole message
@@ -134,6 +136,31 @@ func decode[T any](b []byte) (T, error) {
 	return v, nil
 }
 
+// decodeStruct is decode for a message of fixed members. The JSON package reads null as "leave the member as it is"; here
+// a member is there or it is not.
+func decodeStruct[T any](b []byte) (T, error) {
+	v, err := decode[T](b)
+	if err == nil && bytes.Contains(b, []byte("null")) && holds(b, func(t jsontext.Token) bool { return t.Kind() == 'n' }) {
+		var zero T
+		return zero, fleet.Errorf(fleet.Invalid, "a member is null: leave out what there is not")
+	}
+	return v, err
+}
+
+// holds reports whether is is true of a token of the valid JSON value b.
+func holds(b []byte, is func(jsontext.Token) bool) bool {
+	d := jsontext.NewDecoder(bytes.NewReader(b))
+	for {
+		t, err := d.ReadToken()
+		if err != nil {
+			return false
+		}
+		if is(t) {
+			return true
+		}
+	}
+}
+
 // encode cannot fail on the types of this package; a failure is a fault of the program.
 func encode(v any) []byte {
 	b, err := json.Marshal(v, json.Deterministic(true))
@@ -145,7 +172,7 @@ func encode(v any) []byte {
 
 // DecodeHello reads up/hello. All errors of the Decode functions are of kind Invalid and hold no raw input.
 func DecodeHello(b []byte) (Hello, error) {
-	h, err := decode[Hello](b)
+	h, err := decodeStruct[Hello](b)
 	if err != nil {
 		return Hello{}, err
 	}
@@ -160,9 +187,9 @@ func DecodeHello(b []byte) (Hello, error) {
 	if h.Version == "" {
 		return Hello{}, fleet.Errorf(fleet.Invalid, "hello: v is missing")
 	}
-	for name, s := range map[string]string{"v": h.Version, "hw": h.Hardware, "chip": h.Chip, "boot": h.Boot} {
-		if !plainText(s) {
-			return Hello{}, fleet.Errorf(fleet.Invalid, "hello: %s is longer than %d bytes or holds control characters", name, MaxText)
+	for _, m := range [...]struct{ name, text string }{{"v", h.Version}, {"hw", h.Hardware}, {"chip", h.Chip}, {"boot", h.Boot}} {
+		if !plainText(m.text) {
+			return Hello{}, notPlain("hello", m.name)
 		}
 	}
 	if h.Buffer < 0 || h.Buffer > 1<<20 {
@@ -173,7 +200,7 @@ func DecodeHello(b []byte) (Hello, error) {
 
 // DecodeOTA reads up/ota.
 func DecodeOTA(b []byte) (OTAReport, error) {
-	r, err := decode[OTAReport](b)
+	r, err := decodeStruct[OTAReport](b)
 	if err != nil {
 		return OTAReport{}, err
 	}
@@ -189,14 +216,14 @@ func DecodeOTA(b []byte) (OTAReport, error) {
 		return OTAReport{}, fleet.Errorf(fleet.Invalid, "ota: pct is not between 0 and 100")
 	}
 	if !plainText(r.Error) {
-		return OTAReport{}, fleet.Errorf(fleet.Invalid, "ota: err is longer than %d bytes or holds control characters", MaxText)
+		return OTAReport{}, notPlain("ota", "err")
 	}
 	return r, nil
 }
 
 // DecodeCert reads up/cert.
 func DecodeCert(b []byte) (CertReport, error) {
-	r, err := decode[CertReport](b)
+	r, err := decodeStruct[CertReport](b)
 	if err != nil {
 		return CertReport{}, err
 	}
@@ -218,13 +245,14 @@ func DecodeCert(b []byte) (CertReport, error) {
 		}
 	}
 	if !plainText(r.Error) {
-		return CertReport{}, fleet.Errorf(fleet.Invalid, "cert: err is longer than %d bytes or holds control characters", MaxText)
+		return CertReport{}, notPlain("cert", "err")
 	}
 	return r, nil
 }
 
 // DecodeState reads up/state: a JSON object, nested at most MaxDepth deep, whose members replace those of the last
-// known state (RFC 7396: null removes).
+// known state (RFC 7396: null removes). It returns it without insignificant space; numbers stay as the device wrote them,
+// because not every integer of a device fits a float64.
 func DecodeState(b []byte) (jsontext.Value, error) {
 	v, err := decode[jsontext.Value](b)
 	if err != nil {
@@ -236,20 +264,80 @@ func DecodeState(b []byte) (jsontext.Value, error) {
 	if depth(v) > MaxDepth {
 		return nil, fleet.Errorf(fleet.Invalid, "state: nested deeper than %d", MaxDepth)
 	}
-	if err := v.Canonicalize(); err != nil {
+	if bytes.Contains(v, []byte(`\u0000`)) && holds(v, func(t jsontext.Token) bool { return t.Kind() == '"' && strings.Contains(t.String(), "\x00") }) {
+		return nil, fleet.Errorf(fleet.Invalid, "state: a string holds the character NUL, which databases cannot keep")
+	}
+	if err := v.Compact(); err != nil {
 		return nil, fleet.Wrap(fleet.Invalid, err, "state: not JSON that can be stored")
 	}
 	return v, nil
 }
 
-// DecodeOffer, DecodeCertOrder and DecodeCmd are the device's side of the codec.
-func DecodeOffer(b []byte) (OTAOffer, error) { return decode[OTAOffer](b) }
+// DecodeOffer reads dn/ota: the device's side of the codec, as are DecodeCertOrder and DecodeCmd.
+func DecodeOffer(b []byte) (OTAOffer, error) {
+	o, err := decodeStruct[OTAOffer](b)
+	if err != nil {
+		return OTAOffer{}, err
+	}
+	if _, err := fleet.ParseRolloutID(string(o.Job)); err != nil {
+		return OTAOffer{}, fleet.Wrap(fleet.Invalid, err, "ota: job is not a job id")
+	}
+	switch {
+	case o.Version == "" || !plainText(o.Version):
+		return OTAOffer{}, notPlain("ota", "v")
+	case o.Size < 1:
+		return OTAOffer{}, fleet.Errorf(fleet.Invalid, "ota: n is not a size in bytes")
+	case len(o.SHA256) != 32:
+		return OTAOffer{}, fleet.Errorf(fleet.Invalid, "ota: sha does not have 32 bytes")
+	case !strings.HasPrefix(o.Path, "/") || strings.HasPrefix(o.Path, "//") || !plainText(o.Path) || strings.ContainsAny(o.Path, ` \`):
+		return OTAOffer{}, fleet.Errorf(fleet.Invalid, "ota: p is not an absolute path of at most %d bytes", MaxText)
+	}
+	return o, nil
+}
 
-// DecodeCertOrder reads dn/cert.
-func DecodeCertOrder(b []byte) (CertOrder, error) { return decode[CertOrder](b) }
+// DecodeCertOrder reads dn/cert. Members that do not belong to the op are refused.
+func DecodeCertOrder(b []byte) (CertOrder, error) {
+	o, err := decodeStruct[CertOrder](b)
+	if err != nil {
+		return CertOrder{}, err
+	}
+	want := CertOrder{Op: o.Op} // o without the members that other ops have
+	whole := true
+	switch o.Op {
+	case CertRenew:
+	case CertPush:
+		want.Serial, want.Chain, want.Password = o.Serial, o.Chain, o.Password
+		_, err := fleet.ParseSerial(string(o.Serial))
+		whole = err == nil && len(o.Chain) > 0 && plainText(o.Password)
+	case CertPart:
+		want.Tag, want.Index, want.Count, want.Data = o.Tag, o.Index, o.Count, o.Data
+		whole = o.usableSlice()
+	case CertNo:
+		want.Why, want.Retry = o.Why, o.Retry
+		whole = o.Why != "" && plainText(o.Why) && o.Retry >= 0
+	default:
+		return CertOrder{}, fleet.Errorf(fleet.Invalid, "cert: op is none of those in api/asyncapi.yaml")
+	}
+	if !whole || !reflect.DeepEqual(o, want) {
+		return CertOrder{}, fleet.Errorf(fleet.Invalid, "cert: a member that this op needs is missing or wrong, or there is one that it does not have")
+	}
+	return o, nil
+}
 
-// DecodeCmd reads dn/cmd.
-func DecodeCmd(b []byte) (Cmd, error) { return decode[Cmd](b) }
+// DecodeCmd reads dn/cmd. Ops beyond the constants are user-defined; a device ignores those that it does not know.
+func DecodeCmd(b []byte) (Cmd, error) {
+	c, err := decodeStruct[Cmd](b)
+	if err != nil {
+		return Cmd{}, err
+	}
+	if c.Op == "" || !plainText(string(c.Op)) {
+		return Cmd{}, notPlain("cmd", "op")
+	}
+	if c.Time < 0 {
+		return Cmd{}, fleet.Errorf(fleet.Invalid, "cmd: t is not a time after 1970")
+	}
+	return c, nil
+}
 
 // Encode writes any message of this package.
 func Encode[T Hello | OTAReport | CertReport | OTAOffer | CertOrder | Cmd](v T) []byte {
@@ -259,9 +347,15 @@ func Encode[T Hello | OTAReport | CertReport | OTAOffer | CertOrder | Cmd](v T) 
 // HelloAnswer is what muster answers to a hello at time at.
 func HelloAnswer(at time.Time) []byte { return encode(Cmd{Op: CmdHello, Time: at.Unix()}) }
 
-// plainText reports whether s is at most MaxText bytes of printable text.
+// plainText reports whether s is at most MaxText bytes of printable text: nothing that moves the cursor, or the direction
+// of writing, of the terminal on which an operator reads it.
 func plainText(s string) bool {
-	return len(s) <= MaxText && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f || r == utf8.RuneError })
+	return len(s) <= MaxText && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// notPlain is the error where plainText is false of a member that a message needs or has.
+func notPlain(message, member string) error {
+	return fleet.Errorf(fleet.Invalid, "%s: %s is missing, longer than %d bytes or holds characters that cannot be printed", message, member, MaxText)
 }
 
 // depth returns how deep the valid JSON value v is nested.
@@ -277,8 +371,8 @@ func depth(v jsontext.Value) int {
 }
 
 // packetOverhead is what MQTT adds to a payload on topic: fixed header with a length of up to 3 bytes, topic length,
-// topic, packet id (MQTT 3.1.1 §3.3).
-func packetOverhead(topic string) int { return 1 + 3 + 2 + len(topic) + 2 }
+// topic, packet id, and the length of no properties (MQTT 3.1.1 §3.3, MQTT 5 §3.3.2.3).
+func packetOverhead(topic string) int { return 1 + 3 + 2 + len(topic) + 2 + 1 }
 
 // Budget returns the largest payload, in bytes, that may be sent unasked on topic to a device whose hello named a
 // receive buffer of buffer bytes (0 if it named none).
@@ -289,21 +383,25 @@ func Budget(topic string, buffer int) int {
 	return max(0, buffer-packetOverhead(topic))
 }
 
+// MaxSlices is the largest number of CertPart messages for one CertPush.
+const MaxSlices = 999
+
 // SplitCert returns order as one payload if it fits budget, else as CertPart payloads that each do. It returns an
-// Unprocessable error where not even a slice of 16 bytes fits.
+// Unprocessable error where not even a slice of 16 bytes fits. The tag of the slices is a digest of the whole: the same
+// certificate may be sent again with another password, and half of one must not be joined to half of the other.
 func SplitCert(order CertOrder, budget int) ([][]byte, error) {
 	whole := encode(order)
 	if len(whole) <= budget {
 		return [][]byte{whole}, nil
 	}
-	tag := string(order.Serial[:min(8, len(order.Serial))])
-	frame := len(encode(CertOrder{Op: CertPart, Tag: tag, Index: 999, Count: 999, Data: []byte{0}})) - 4
+	tag := tagOf(whole)
+	frame := len(encode(CertOrder{Op: CertPart, Tag: tag, Index: MaxSlices, Count: MaxSlices, Data: []byte{0}})) - 4
 	slice := base64.StdEncoding.DecodedLen((budget - frame) / 4 * 4)
 	if slice < 16 {
 		return nil, fleet.Errorf(fleet.Unprocessable, "the device's receive buffer leaves %d bytes for a payload, too few even for a slice of a certificate", budget)
 	}
 	count := (len(whole) + slice - 1) / slice
-	if count > 999 {
+	if count > MaxSlices {
 		return nil, fleet.Errorf(fleet.Unprocessable, "the certificate would take %d slices", count)
 	}
 	out := make([][]byte, 0, count)
