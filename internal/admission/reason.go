@@ -11,6 +11,7 @@ const (
 	Allowed Reason = "allowed"
 
 	Malformed      Reason = "malformed"       // not a question that RabbitMQ asks
+	Oversized      Reason = "oversized"       // longer than any question of a session that may pass
 	UnknownVhost   Reason = "unknown-vhost"   // neither devices nor fallback
 	UserName       Reason = "user-name"       // not the form that users of this vhost have
 	ClientID       Reason = "client-id"       // missing, or another than the device's own id
@@ -39,6 +40,7 @@ const (
 var texts = map[Reason]string{
 	Allowed:            "let in",
 	Malformed:          "the question was not one that RabbitMQ asks; check the broker's version and that nobody else calls this address",
+	Oversized:          "the question is too long: a topic, client id, user name or password of several kilobytes",
 	UnknownVhost:       "the vhost is neither devices nor fallback",
 	UserName:           "the user name is not of the form that this vhost uses",
 	ClientID:           "the MQTT client id is missing or is not the device's id",
