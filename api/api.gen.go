@@ -1357,11 +1357,6 @@ type ClientInterface interface {
 	// Corresponds with GET /firmware/releases (the `ListReleases` operationId).
 	ListReleases(ctx context.Context, params *ListReleasesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// GetRelease Show a release.
-	//
-	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
-	GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error)
-
 	// UploadReleaseWithBody Publish a release.
 	//
 	// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
@@ -1370,8 +1365,13 @@ type ClientInterface interface {
 	//
 	// Takes any type of body and a specified content type.
 	//
-	// Corresponds with PUT /firmware/releases/{product}/{version} (the `UploadRelease` operationId).
-	UploadReleaseWithBody(ctx context.Context, product Label40, version string, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	// Corresponds with POST /firmware/releases (the `UploadRelease` operationId).
+	UploadReleaseWithBody(ctx context.Context, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRelease Show a release.
+	//
+	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
+	GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetSpec This document.
 	//
@@ -1967,11 +1967,17 @@ func (c *Client) ListReleases(ctx context.Context, params *ListReleasesParams, r
 	return c.Client.Do(req)
 }
 
-// GetRelease Show a release.
+// UploadReleaseWithBody Publish a release.
 //
-// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
-func (c *Client) GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetReleaseRequest(c.Server, product, version)
+// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
+// first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
+// that the manifest names. A release never changes: the same image again is 200, another one 409.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /firmware/releases (the `UploadRelease` operationId).
+func (c *Client) UploadReleaseWithBody(ctx context.Context, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUploadReleaseRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1982,17 +1988,11 @@ func (c *Client) GetRelease(ctx context.Context, product Label40, version string
 	return c.Client.Do(req)
 }
 
-// UploadReleaseWithBody Publish a release.
+// GetRelease Show a release.
 //
-// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
-// first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
-// that the manifest names. A release never changes: the same image again is 200, another one 409.
-//
-// Takes any type of body and a specified content type.
-//
-// Corresponds with PUT /firmware/releases/{product}/{version} (the `UploadRelease` operationId).
-func (c *Client) UploadReleaseWithBody(ctx context.Context, product Label40, version string, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewUploadReleaseRequestWithBody(c.Server, product, version, params, contentType, body)
+// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
+func (c *Client) GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetReleaseRequest(c.Server, product, version)
 	if err != nil {
 		return nil, err
 	}
@@ -3257,6 +3257,48 @@ func NewListReleasesRequest(server string, params *ListReleasesParams) (*http.Re
 	return req, nil
 }
 
+// NewUploadReleaseRequestWithBody constructs an http.Request for the UploadRelease method, with any body, and a specified content type
+func NewUploadReleaseRequestWithBody(server string, params *UploadReleaseParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/releases")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Muster-Manifest", params.MusterManifest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Muster-Manifest", headerParam0)
+
+	}
+
+	return req, nil
+}
+
 // NewGetReleaseRequest constructs an http.Request for the GetRelease method
 func NewGetReleaseRequest(server string, product Label40, version string) (*http.Request, error) {
 	var err error
@@ -3293,62 +3335,6 @@ func NewGetReleaseRequest(server string, product Label40, version string) (*http
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
-	}
-
-	return req, nil
-}
-
-// NewUploadReleaseRequestWithBody constructs an http.Request for the UploadRelease method, with any body, and a specified content type
-func NewUploadReleaseRequestWithBody(server string, product Label40, version string, params *UploadReleaseParams, contentType string, body io.Reader) (*http.Request, error) {
-	var err error
-
-	var pathParam0 string
-
-	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
-	if err != nil {
-		return nil, err
-	}
-
-	var pathParam1 string
-
-	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
-	if err != nil {
-		return nil, err
-	}
-
-	serverURL, err := url.Parse(server)
-	if err != nil {
-		return nil, err
-	}
-
-	operationPath := fmt.Sprintf("/firmware/releases/%s/%s", pathParam0, pathParam1)
-	if operationPath[0] == '/' {
-		operationPath = "." + operationPath
-	}
-
-	queryURL, err := serverURL.Parse(operationPath)
-	if err != nil {
-		return nil, err
-	}
-
-	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
-	if err != nil {
-		return nil, err
-	}
-
-	req.Header.Add("Content-Type", contentType)
-
-	if params != nil {
-
-		var headerParam0 string
-
-		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Muster-Manifest", params.MusterManifest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
-		if err != nil {
-			return nil, err
-		}
-
-		req.Header.Set("Muster-Manifest", headerParam0)
-
 	}
 
 	return req, nil
@@ -4479,13 +4465,6 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /firmware/releases (the `ListReleases` operationId).
 	ListReleasesWithResponse(ctx context.Context, params *ListReleasesParams, reqEditors ...RequestEditorFn) (*ListReleasesResponse, error)
 
-	// GetReleaseWithResponse Show a release.
-	//
-	// Returns a wrapper object for the known response body format(s).
-	//
-	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
-	GetReleaseWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*GetReleaseResponse, error)
-
 	// UploadReleaseWithBodyWithResponse Publish a release.
 	//
 	// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
@@ -4494,8 +4473,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
-	// Corresponds with PUT /firmware/releases/{product}/{version} (the `UploadRelease` operationId).
-	UploadReleaseWithBodyWithResponse(ctx context.Context, product Label40, version string, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UploadReleaseResponse, error)
+	// Corresponds with POST /firmware/releases (the `UploadRelease` operationId).
+	UploadReleaseWithBodyWithResponse(ctx context.Context, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UploadReleaseResponse, error)
+
+	// GetReleaseWithResponse Show a release.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
+	GetReleaseWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*GetReleaseResponse, error)
 
 	// GetSpecWithResponse This document.
 	//
@@ -5647,54 +5633,6 @@ func (r ListReleasesResponse) ContentType() string {
 	return ""
 }
 
-type GetReleaseResponse struct {
-	Body         []byte
-	HTTPResponse *http.Response
-	// JSON200 the response for an HTTP 200 `application/json` response
-	JSON200 *Release
-	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
-	ApplicationProblemJSONDefault *Refused
-}
-
-// GetJSON200 returns the response for an HTTP 200 `application/json` response
-func (r GetReleaseResponse) GetJSON200() *Release {
-	return r.JSON200
-}
-
-// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
-func (r GetReleaseResponse) GetApplicationProblemJSONDefault() *Refused {
-	return r.ApplicationProblemJSONDefault
-}
-
-// GetBody returns the raw response body bytes
-func (r GetReleaseResponse) GetBody() []byte {
-	return r.Body
-}
-
-// Status returns HTTPResponse.Status
-func (r GetReleaseResponse) Status() string {
-	if r.HTTPResponse != nil {
-		return r.HTTPResponse.Status
-	}
-	return http.StatusText(0)
-}
-
-// StatusCode returns HTTPResponse.StatusCode
-func (r GetReleaseResponse) StatusCode() int {
-	if r.HTTPResponse != nil {
-		return r.HTTPResponse.StatusCode
-	}
-	return 0
-}
-
-// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
-func (r GetReleaseResponse) ContentType() string {
-	if r.HTTPResponse != nil {
-		return r.HTTPResponse.Header.Get("Content-Type")
-	}
-	return ""
-}
-
 type UploadReleaseResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5744,6 +5682,54 @@ func (r UploadReleaseResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UploadReleaseResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetReleaseResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Release
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetReleaseResponse) GetJSON200() *Release {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetReleaseResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetReleaseResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetReleaseResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetReleaseResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetReleaseResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7168,6 +7154,23 @@ func (c *ClientWithResponses) ListReleasesWithResponse(ctx context.Context, para
 	return ParseListReleasesResponse(rsp)
 }
 
+// UploadReleaseWithBodyWithResponse Publish a release.
+//
+// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
+// first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
+// that the manifest names. A release never changes: the same image again is 200, another one 409.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /firmware/releases (the `UploadRelease` operationId).
+func (c *ClientWithResponses) UploadReleaseWithBodyWithResponse(ctx context.Context, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UploadReleaseResponse, error) {
+	rsp, err := c.UploadReleaseWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUploadReleaseResponse(rsp)
+}
+
 // GetReleaseWithResponse Show a release.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7179,23 +7182,6 @@ func (c *ClientWithResponses) GetReleaseWithResponse(ctx context.Context, produc
 		return nil, err
 	}
 	return ParseGetReleaseResponse(rsp)
-}
-
-// UploadReleaseWithBodyWithResponse Publish a release.
-//
-// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
-// first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
-// that the manifest names. A release never changes: the same image again is 200, another one 409.
-//
-// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
-//
-// Corresponds with PUT /firmware/releases/{product}/{version} (the `UploadRelease` operationId).
-func (c *ClientWithResponses) UploadReleaseWithBodyWithResponse(ctx context.Context, product Label40, version string, params *UploadReleaseParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UploadReleaseResponse, error) {
-	rsp, err := c.UploadReleaseWithBody(ctx, product, version, params, contentType, body, reqEditors...)
-	if err != nil {
-		return nil, err
-	}
-	return ParseUploadReleaseResponse(rsp)
 }
 
 // GetSpecWithResponse This document.
@@ -8209,39 +8195,6 @@ func ParseListReleasesResponse(rsp *http.Response) (*ListReleasesResponse, error
 	return response, nil
 }
 
-// ParseGetReleaseResponse parses an HTTP response from a GetReleaseWithResponse call
-func ParseGetReleaseResponse(rsp *http.Response) (*GetReleaseResponse, error) {
-	bodyBytes, err := io.ReadAll(rsp.Body)
-	defer func() { _ = rsp.Body.Close() }()
-	if err != nil {
-		return nil, err
-	}
-
-	response := &GetReleaseResponse{
-		Body:         bodyBytes,
-		HTTPResponse: rsp,
-	}
-
-	switch {
-	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
-		var dest Release
-		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
-			return nil, err
-		}
-		response.JSON200 = &dest
-
-	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
-		var dest Refused
-		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
-			return nil, err
-		}
-		response.ApplicationProblemJSONDefault = &dest
-
-	}
-
-	return response, nil
-}
-
 // ParseUploadReleaseResponse parses an HTTP response from a UploadReleaseWithResponse call
 func ParseUploadReleaseResponse(rsp *http.Response) (*UploadReleaseResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8269,6 +8222,39 @@ func ParseUploadReleaseResponse(rsp *http.Response) (*UploadReleaseResponse, err
 			return nil, err
 		}
 		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetReleaseResponse parses an HTTP response from a GetReleaseWithResponse call
+func ParseGetReleaseResponse(rsp *http.Response) (*GetReleaseResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetReleaseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Release
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Refused

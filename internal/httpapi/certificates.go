@@ -1,0 +1,197 @@
+package httpapi
+
+import (
+	"encoding/pem"
+	"strings"
+	"time"
+
+	"muster/api"
+	"muster/internal/fleet"
+	"muster/internal/pki"
+)
+
+// maxWithin bounds how far ahead certificates are looked for.
+const maxWithin = 50 * 365 * 24 * time.Hour
+
+func (s *Server) listDeviceCertificates(c *call) (answer, error) {
+	id, err := c.device()
+	if err != nil {
+		return answer{}, err
+	}
+	cs, err := s.c.Certificates.CertificatesOf(c.ctx, id)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(listCertificates(cs, len(cs)))
+}
+
+func (s *Server) listCertificates(c *call) (answer, error) {
+	limit, err := c.limit()
+	if err != nil {
+		return answer{}, err
+	}
+	within := 30 * 24 * time.Hour
+	if c.query.Has("within") {
+		if within, err = duration("within", c.query.Get("within"), 0, maxWithin); err != nil {
+			return answer{}, err
+		}
+	}
+	cs, err := s.c.Certificates.CertificatesEnding(c.ctx, c.at.Add(within), limit+1)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(listCertificates(cs, limit))
+}
+
+func listCertificates(cs []pki.Certificate, limit int) api.CertificateList {
+	out := api.CertificateList{Items: []api.Certificate{}, More: len(cs) > limit}
+	for _, c := range cs[:min(limit, len(cs))] {
+		shown := showCertificate(c)
+		shown.Chain = ""
+		out.Items = append(out.Items, shown)
+	}
+	return out
+}
+
+func (s *Server) getCertificate(c *call) (answer, error) {
+	serial, err := c.serial()
+	if err != nil {
+		return answer{}, err
+	}
+	cert, err := s.c.Certificates.Certificate(c.ctx, serial)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(showCertificate(cert))
+}
+
+func (s *Server) issueCertificate(c *call) (answer, error) {
+	id, err := c.device()
+	if err != nil {
+		return answer{}, err
+	}
+	var in api.CertificateRequest
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	block, rest := pem.Decode([]byte(in.CSR))
+	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") || strings.TrimSpace(string(rest)) != "" {
+		return answer{}, fleet.Coded(fleet.Invalid, "csr_invalid", "csr: send one PEM block of type CERTIFICATE REQUEST (PKCS #10)")
+	}
+	cert, err := s.c.Certificates.Issue(c.ctx, c.at, id, block.Bytes, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	return created(showCertificate(cert))
+}
+
+func (s *Server) revokeCertificate(c *call) (answer, error) {
+	serial, err := c.serial()
+	if err != nil {
+		return answer{}, err
+	}
+	var in api.NewRevocation
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	reason, known := reasons[in.Reason]
+	if !known {
+		return answer{}, fleet.Coded(fleet.Invalid, "reason_invalid", "reason: use unspecified, key-compromise, affiliation-changed, superseded, cessation-of-operation or privilege-withdrawn")
+	}
+	r, err := s.c.Certificates.Revoke(c.ctx, c.at, serial, reason, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(api.RevocationReport{
+		Certificate: showCertificate(r.Certificate), ConnectionsClosed: r.Closed, Clean: r.Clean, Detail: r.Detail,
+		StoredAfter: took(r.Stored), ClosedAfter: took(r.ClosedAfter), CheckedAfter: took(r.Checked),
+	})
+}
+
+func took(d time.Duration) string { return d.Round(100 * time.Microsecond).String() }
+
+// reasons are the codes of RFC 5280 §5.3.1 that an operator may give. The others say what is not so here: a CA's key,
+// a hold that can be lifted, a delta CRL.
+var reasons = map[api.RevocationReason]int{
+	"":                       0,
+	"unspecified":            0,
+	"key-compromise":         1,
+	"affiliation-changed":    3,
+	"superseded":             4,
+	"cessation-of-operation": 5,
+	"privilege-withdrawn":    9,
+}
+
+func reasonName(code int) api.RevocationReason {
+	for name, c := range reasons {
+		if c == code && name != "" {
+			return name
+		}
+	}
+	return "unspecified"
+}
+
+func (s *Server) renewCertificates(c *call) (answer, error) {
+	var in api.RenewalPass
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	p := RenewalPass{All: in.All, Limit: in.Limit, DryRun: in.DryRun}
+	if in.Within != "" {
+		var err error
+		if p.Within, err = duration("within", in.Within, time.Second, maxWithin); err != nil {
+			return answer{}, err
+		}
+	}
+	if in.Limit < 0 || in.Limit > 100_000 {
+		return answer{}, fleet.Coded(fleet.Invalid, "limit_invalid", "limit: use 1 to 100000")
+	}
+	if len(in.Devices) > 1000 {
+		return answer{}, fleet.Coded(fleet.Invalid, "too_many_devices", "devices: name at most 1000 in one call")
+	}
+	if chosen := btoi(p.Within > 0) + btoi(p.All) + btoi(len(in.Devices) > 0); chosen > 1 {
+		return answer{}, fleet.Coded(fleet.Invalid, "renewal_ambiguous", "give only one of within, all and devices")
+	}
+	for _, d := range in.Devices {
+		id, err := idInvalid(fleet.ParseDeviceID(d))
+		if err != nil {
+			return answer{}, err
+		}
+		p.Devices = append(p.Devices, id)
+	}
+	r, err := s.c.Certificates.Renew(c.ctx, c.at, p, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	out := api.RenewalReport{DryRun: in.DryRun, Already: r.Already, Offline: r.Offline, More: r.More, Asked: []string{}, Skipped: []api.RenewalSkip{}}
+	for _, d := range r.Asked {
+		out.Asked = append(out.Asked, string(d))
+	}
+	for _, k := range r.Skipped {
+		out.Skipped = append(out.Skipped, api.RenewalSkip{Device: string(k.Device), Why: k.Why})
+	}
+	return ok(out)
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func showCertificate(c pki.Certificate) api.Certificate {
+	var chain strings.Builder
+	for _, der := range c.Chain {
+		chain.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	out := api.Certificate{
+		Serial: string(c.Serial), Device: string(c.Device), State: api.CertificateState(c.State), Via: string(c.Via),
+		KeySHA256: string(c.KeyHash), Chain: chain.String(), NotBefore: c.NotBefore, NotAfter: c.NotAfter, IntendedAt: c.IntendedAt,
+		IssuedAt: c.IssuedAt, ActiveAt: c.ActiveAt, SupersededAt: c.SupersededAt, RevokedAt: c.RevokedAt, By: c.By,
+	}
+	if c.State == pki.Revoked {
+		out.Reason = reasonName(c.Reason)
+	}
+	return out
+}

@@ -1,0 +1,77 @@
+package httpapi
+
+import (
+	"net/http"
+
+	"muster/internal/access"
+)
+
+// operation is one row of the API: who may call it, what it takes and what it does. An operation without a role does not
+// start the server, and a path without an operation is 404: what is not listed is denied.
+type operation struct {
+	id       string // operationId of openapi.yaml
+	method   string
+	path     string // in the router's form, below api.Base
+	role     access.Role
+	query    []string // names of the query parameters that it takes
+	body     bodyKind
+	produces string // media type of its answer; empty: JSON
+	do       func(*Server, *call) (answer, error)
+}
+
+var paged = []string{"limit", "cursor"}
+
+// operations is the whole API. A test holds it against openapi.yaml, row by row.
+var operations = []operation{
+	{id: "listDevices", method: http.MethodGet, path: "/devices", role: access.Viewer, query: append([]string{"product", "label", "online", "q"}, paged...), do: (*Server).listDevices},
+	{id: "createDevice", method: http.MethodPost, path: "/devices", role: access.Operator, body: jsonBody, do: (*Server).createDevice},
+	{id: "importDevices", method: http.MethodPost, path: "/device-imports", role: access.Operator, body: bulkBody, do: (*Server).importDevices},
+	{id: "getDevice", method: http.MethodGet, path: "/devices/:device", role: access.Viewer, do: (*Server).getDevice},
+	{id: "updateDevice", method: http.MethodPatch, path: "/devices/:device", role: access.Operator, body: jsonBody, do: (*Server).updateDevice},
+	{id: "disableDevice", method: http.MethodPost, path: "/devices/:device/disable", role: access.Operator, do: (*Server).disableDevice},
+	{id: "enableDevice", method: http.MethodPost, path: "/devices/:device/enable", role: access.Operator, do: (*Server).enableDevice},
+	{id: "newFallbackPassword", method: http.MethodPost, path: "/devices/:device/fallback-password", role: access.Operator, do: (*Server).newFallbackPassword},
+
+	{id: "listDeviceCertificates", method: http.MethodGet, path: "/devices/:device/certificates", role: access.Viewer, do: (*Server).listDeviceCertificates},
+	{id: "issueCertificate", method: http.MethodPost, path: "/devices/:device/certificates", role: access.Operator, body: jsonBody, do: (*Server).issueCertificate},
+	{id: "listCertificates", method: http.MethodGet, path: "/certificates", role: access.Viewer, query: []string{"within", "limit"}, do: (*Server).listCertificates},
+	{id: "renewCertificates", method: http.MethodPost, path: "/certificates/renewals", role: access.Operator, body: jsonBody, do: (*Server).renewCertificates},
+	{id: "getCertificate", method: http.MethodGet, path: "/certificates/:serial", role: access.Viewer, do: (*Server).getCertificate},
+	{id: "revokeCertificate", method: http.MethodPost, path: "/certificates/:serial/revocation", role: access.Operator, body: jsonBody, do: (*Server).revokeCertificate},
+
+	{id: "getTrust", method: http.MethodGet, path: "/trust", role: access.Viewer, do: (*Server).getTrust},
+	{id: "getEndpoints", method: http.MethodGet, path: "/endpoints", role: access.Viewer, do: (*Server).getEndpoints},
+
+	{id: "listSigningKeys", method: http.MethodGet, path: "/firmware/keys", role: access.Viewer, do: (*Server).listSigningKeys},
+	{id: "addSigningKey", method: http.MethodPost, path: "/firmware/keys", role: access.Admin, body: jsonBody, do: (*Server).addSigningKey},
+	{id: "revokeSigningKey", method: http.MethodPost, path: "/firmware/keys/:key/revoke", role: access.Admin, do: (*Server).revokeSigningKey},
+	{id: "listReleases", method: http.MethodGet, path: "/firmware/releases", role: access.Viewer, query: append([]string{"product"}, paged...), do: (*Server).listReleases},
+	{id: "uploadRelease", method: http.MethodPost, path: "/firmware/releases", role: access.Operator, body: image, do: (*Server).uploadRelease},
+	{id: "getRelease", method: http.MethodGet, path: "/firmware/releases/:product/:version", role: access.Viewer, do: (*Server).getRelease},
+
+	{id: "listRollouts", method: http.MethodGet, path: "/rollouts", role: access.Viewer, query: append([]string{"product", "state"}, paged...), do: (*Server).listRollouts},
+	{id: "createRollout", method: http.MethodPost, path: "/rollouts", role: access.Operator, body: jsonBody, do: (*Server).createRollout},
+	{id: "getRollout", method: http.MethodGet, path: "/rollouts/:rollout", role: access.Viewer, do: (*Server).getRollout},
+	{id: "startRollout", method: http.MethodPost, path: "/rollouts/:rollout/start", role: access.Operator, do: operate(Rollouts.Start)},
+	{id: "pauseRollout", method: http.MethodPost, path: "/rollouts/:rollout/pause", role: access.Operator, do: operate(Rollouts.Pause)},
+	{id: "resumeRollout", method: http.MethodPost, path: "/rollouts/:rollout/resume", role: access.Operator, do: operate(Rollouts.Resume)},
+	{id: "abortRollout", method: http.MethodPost, path: "/rollouts/:rollout/abort", role: access.Operator, do: operate(Rollouts.Abort)},
+	{id: "listRolloutDevices", method: http.MethodGet, path: "/rollouts/:rollout/devices", role: access.Viewer, query: append([]string{"state"}, paged...), do: (*Server).listRolloutDevices},
+	{id: "listRolloutDecisions", method: http.MethodGet, path: "/rollouts/:rollout/decisions", role: access.Viewer, do: (*Server).listRolloutDecisions},
+
+	{id: "listRecoveryRequests", method: http.MethodGet, path: "/recovery/requests", role: access.Viewer, query: append([]string{"state"}, paged...), do: (*Server).listRecoveryRequests},
+	{id: "approveRecoveryRequest", method: http.MethodPost, path: "/recovery/requests/:request/approve", role: access.Operator, do: decide(Recovery.Approve)},
+	{id: "denyRecoveryRequest", method: http.MethodPost, path: "/recovery/requests/:request/deny", role: access.Operator, do: decide(Recovery.Deny)},
+
+	{id: "listQuarantine", method: http.MethodGet, path: "/quarantine", role: access.Viewer, query: paged, do: (*Server).listQuarantine},
+	{id: "getQuarantined", method: http.MethodGet, path: "/quarantine/:seq", role: access.Viewer, do: (*Server).getQuarantined},
+	{id: "dropQuarantined", method: http.MethodDelete, path: "/quarantine/:seq", role: access.Operator, do: (*Server).dropQuarantined},
+
+	{id: "listTokens", method: http.MethodGet, path: "/tokens", role: access.Admin, do: (*Server).listTokens},
+	{id: "createToken", method: http.MethodPost, path: "/tokens", role: access.Admin, body: jsonBody, do: (*Server).createToken},
+	{id: "deleteToken", method: http.MethodDelete, path: "/tokens/:token", role: access.Admin, do: (*Server).deleteToken},
+	{id: "listAudit", method: http.MethodGet, path: "/audit", role: access.Viewer, query: paged, do: (*Server).listAudit},
+	{id: "whoAmI", method: http.MethodGet, path: "/whoami", role: access.Viewer, do: (*Server).whoAmI},
+	{id: "getVersion", method: http.MethodGet, path: "/version", role: access.Viewer, do: (*Server).getVersion},
+	{id: "getSpec", method: http.MethodGet, path: "/openapi.yaml", role: access.Viewer, produces: specType, do: (*Server).getSpec},
+}

@@ -1,0 +1,141 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"muster/internal/access"
+	"muster/internal/dispatch"
+	"muster/internal/firmware"
+	"muster/internal/fleet"
+	"muster/internal/inventory"
+	"muster/internal/pki"
+	"muster/internal/rollout"
+	"muster/internal/uplink"
+)
+
+// The ports below are what the API calls. at is the time of the call, by the name of the token that made it. Whoever
+// satisfies a method that changes something writes its audit line in the same transaction. Errors are fleet.Errors; what
+// is not one is shown as an internal fault.
+type (
+	// Devices is the registry. It is inventory.Inventory.
+	Devices interface {
+		Add(ctx context.Context, at time.Time, specs []inventory.Spec, by string) ([]fleet.Device, error)
+		Get(ctx context.Context, id fleet.DeviceID) (inventory.Row, error)
+		List(ctx context.Context, f inventory.Filter, page fleet.Page) (rows []inventory.Row, more bool, err error)
+		Update(ctx context.Context, at time.Time, id fleet.DeviceID, c inventory.Change, by string) (fleet.Device, error)
+	}
+
+	// Doors opens and closes the doors of a device. Each is idempotent; an unknown device is NotFound.
+	Doors interface {
+		// Disable refuses the device everywhere and closes its connections.
+		Disable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
+		Enable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
+		// NewPassword makes a fallback password that replaces all others of the device.
+		NewPassword(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (password string, err error)
+	}
+
+	// Certificates is what lets devices in.
+	Certificates interface {
+		// Issue signs a request (PKCS #10, DER) for a device. The same key gets the same certificate again.
+		Issue(ctx context.Context, at time.Time, id fleet.DeviceID, csr []byte, by string) (pki.Certificate, error)
+		Certificate(ctx context.Context, s fleet.Serial) (pki.Certificate, error)
+		// CertificatesOf returns all of a device, oldest first; NotFound if there is no such device.
+		CertificatesOf(ctx context.Context, id fleet.DeviceID) ([]pki.Certificate, error)
+		// CertificatesEnding returns up to limit issued, active and superseded ones that end before before, soonest first.
+		CertificatesEnding(ctx context.Context, before time.Time, limit int) ([]pki.Certificate, error)
+		// Revoke is idempotent. reason is of RFC 5280 §5.3.1.
+		Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (Revocation, error)
+		Renew(ctx context.Context, at time.Time, p RenewalPass, by string) (Renewals, error)
+	}
+
+	// Recovery holds the certificate requests with a new key.
+	Recovery interface {
+		// Requests returns all of them, decided ones too, in id order.
+		Requests(ctx context.Context) ([]pki.Request, error)
+		// Approve and Deny are idempotent; the other decision afterwards is a Conflict.
+		Approve(ctx context.Context, at time.Time, id, by string) (pki.Request, error)
+		Deny(ctx context.Context, at time.Time, id, by string) (pki.Request, error)
+	}
+
+	// Firmware holds releases and the keys that may sign them.
+	Firmware interface {
+		// Publish judges the manifest before it reads from image, which yields at most size bytes and one more. The same
+		// release again returns the stored one, whose UploadedAt is then not at.
+		Publish(ctx context.Context, at time.Time, jws string, image io.Reader, size int64, by string) (firmware.Release, error)
+		Release(ctx context.Context, p fleet.ProductID, v firmware.Version) (firmware.Release, error)
+		// Releases returns those of a product, of all if p is empty, by product and version.
+		Releases(ctx context.Context, p fleet.ProductID) ([]firmware.Release, error)
+		// AddKey registers k; AddedAt and AddedBy are set by it. The same key again returns the stored one.
+		AddKey(ctx context.Context, at time.Time, k firmware.Key, by string) (firmware.Key, error)
+		Keys(ctx context.Context) ([]firmware.Key, error)
+		RevokeKey(ctx context.Context, at time.Time, id, by string) (firmware.Key, error)
+	}
+
+	// Rollouts is dispatch.Dispatcher.
+	Rollouts interface {
+		Create(ctx context.Context, at time.Time, s dispatch.Spec, by string) (rollout.Rollout, error)
+		Start(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Pause(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Resume(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Abort(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Get(ctx context.Context, id fleet.RolloutID) (rollout.Rollout, error)
+		List(ctx context.Context) ([]rollout.Rollout, error)
+		Jobs(ctx context.Context, id fleet.RolloutID, state rollout.JobState, page fleet.Page) (jobs []rollout.Job, more bool, err error)
+		History(ctx context.Context, id fleet.RolloutID) ([]rollout.Decision, error)
+	}
+
+	// Quarantine holds the messages that could not be handled.
+	Quarantine interface {
+		// Quarantined returns up to limit after number after, oldest first.
+		Quarantined(ctx context.Context, after uint64, limit int) ([]uplink.Quarantined, error)
+		QuarantinedOne(ctx context.Context, seq uint64) (uplink.Quarantined, error)
+		DropQuarantined(ctx context.Context, at time.Time, seq uint64, by string) error
+	}
+
+	// Operators is access.Access.
+	Operators interface {
+		Authenticate(ctx context.Context, at time.Time, from, secret string) (access.Principal, error)
+		Create(ctx context.Context, at time.Time, name string, role access.Role, ttl time.Duration, by string) (secret string, t access.Token, err error)
+		Delete(ctx context.Context, at time.Time, name, by string) error
+		Tokens(ctx context.Context) ([]access.Token, error)
+		Audit(ctx context.Context, before uint64, limit int) ([]access.Entry, error)
+		Record(ctx context.Context, e access.Entry) error
+	}
+)
+
+// Revocation reports what Certificates.Revoke did. Its durations count from the call.
+type Revocation struct {
+	Certificate pki.Certificate
+	Closed      int           // live connections that were closed
+	Stored      time.Duration // until new connections were refused
+	ClosedAfter time.Duration // until the live ones were closed
+	Checked     time.Duration // until it was looked again
+	Clean       bool          // none was found then
+	Detail      string        // what is still open, if not Clean
+}
+
+// RenewalPass says whom to ask to renew: those that are due if nothing is set.
+type RenewalPass struct {
+	Within  time.Duration    // those whose certificate ends within; 0: those that are due
+	All     bool             // every device
+	Devices []fleet.DeviceID // these
+	Limit   int              // devices at most; 0: as musterd is configured
+	DryRun  bool             // nobody is asked
+}
+
+// Renewals reports what Certificates.Renew did.
+type Renewals struct {
+	Asked   []fleet.DeviceID // now; in a dry run, that would be
+	Already int              // asked before and have not answered
+	Offline int              // of those asked
+	Skipped []Skip
+	More    bool // the limit left some out
+}
+
+// Skip is a device that was not asked to renew.
+type Skip struct {
+	Device fleet.DeviceID
+	Why    string
+}
