@@ -120,3 +120,17 @@ const (
 	Approved RequestState = "approved"
 	Denied   RequestState = "denied"
 )
+
+// Order is what the authority is told to sign. Everything else in a device certificate follows from it (DESIGN §4).
+type Order struct {
+	Serial    fleet.Serial
+	Device    fleet.DeviceID
+	PublicKey []byte // SubjectPublicKeyInfo, DER, of a request that was checked
+	Validity
+}
+
+// Signed is what the authority made of an Order. The issuer's own end may have cut its validity short.
+type Signed struct {
+	Chain [][]byte // leaf, intermediate; DER
+	Validity
+}

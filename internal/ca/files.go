@@ -1,0 +1,171 @@
+package ca
+
+import (
+	"crypto"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"go.step.sm/crypto/pemutil"
+
+	"muster/internal/fleet"
+)
+
+// Files of a hierarchy in its folder. Keys are PKCS #8 under the passphrase.
+const (
+	fileRoot, fileSpare    = "root", "spare-root"
+	fileDevice, fileServer = "device-ca", "server-ca"
+	fileBundle             = "trust-bundle.pem"
+	fileClientCAs          = "client-cas.pem"
+	extCert, extKey        = ".crt", ".key"
+)
+
+// MinPassphrase is the shortest passphrase, in bytes, that protects the keys.
+const MinPassphrase = 12
+
+// Write puts h into the new folder dir: certificates for all to read, keys (mode 0600) under passphrase. The folder
+// appears whole or not at all. It returns a Conflict error if dir exists.
+func Write(h *Hierarchy, dir string, passphrase []byte) error {
+	if len(passphrase) < MinPassphrase {
+		return fleet.Errorf(fleet.Invalid, "ca: the passphrase must have at least %d bytes", MinPassphrase)
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		return fleet.Errorf(fleet.Conflict, "ca: %s exists already: a CA is never overwritten; move it away first", dir)
+	}
+	if err := h.check(); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".ca-*")
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	defer os.RemoveAll(tmp) // gone already if the rename succeeded
+	if err := writeAll(h, tmp, passphrase); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+func writeAll(h *Hierarchy, dir string, passphrase []byte) error {
+	for name, p := range h.named() {
+		if err := writeFile(filepath.Join(dir, name+extCert), toPEM(p.Cert), 0o644); err != nil {
+			return err
+		}
+		if p.Key == nil {
+			continue
+		}
+		block, err := pemutil.Serialize(p.Key, pemutil.WithPKCS8(true), pemutil.WithPassword(passphrase))
+		if err != nil {
+			return fmt.Errorf("ca: key of %s: %w", name, err)
+		}
+		if err := writeFile(filepath.Join(dir, name+extKey), pem.EncodeToMemory(block), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(filepath.Join(dir, fileBundle), h.TrustBundle(), 0o644); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(dir, fileClientCAs), h.ClientCAs(), 0o644); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func (h *Hierarchy) named() map[string]*Pair {
+	return map[string]*Pair{fileRoot: &h.Root, fileSpare: &h.Spare, fileDevice: &h.Device, fileServer: &h.Server}
+}
+
+// writeFile writes a new file and waits for the disk.
+func writeFile(path string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	return nil
+}
+
+// Load reads a hierarchy from its folder and checks that its parts belong together. The keys of the roots may be missing:
+// they are kept offline. Those of the two intermediates may not. Errors say which file is wrong and what to do.
+func Load(dir string, passphrase []byte) (*Hierarchy, error) {
+	h := &Hierarchy{}
+	for name, p := range h.named() {
+		cert, err := pemutil.ReadCertificate(filepath.Join(dir, name+extCert))
+		if err != nil {
+			return nil, fleet.Wrap(fleet.Invalid, err, "ca: %s cannot be read: run `musterd init`, or restore it from a backup", filepath.Join(dir, name+extCert))
+		}
+		p.Cert = cert
+		if name == fileRoot || name == fileSpare {
+			continue // muster signs with the intermediates only
+		}
+		if p.Key, err = loadKey(filepath.Join(dir, name+extKey), passphrase); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// LoadRoots adds the keys of the roots that lie in dir: for a ceremony, not for a service.
+func (h *Hierarchy) LoadRoots(dir string, passphrase []byte) error {
+	for name, p := range map[string]*Pair{fileRoot: &h.Root, fileSpare: &h.Spare} {
+		key, err := loadKey(filepath.Join(dir, name+extKey), passphrase)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		p.Key = key
+	}
+	return h.check()
+}
+
+// loadKey reads a key that only its owner may read.
+func loadKey(path string, passphrase []byte) (crypto.Signer, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fleet.Wrap(fleet.Invalid, err, "ca: the key %s cannot be read", path)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fleet.Errorf(fleet.Invalid, "ca: others may read the key %s: run chmod 600 on it", path)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fleet.Wrap(fleet.Invalid, err, "ca: the key %s cannot be read", path)
+	}
+	if block, _ := pem.Decode(text); block == nil || block.Type != "ENCRYPTED PRIVATE KEY" {
+		return nil, fleet.Errorf(fleet.Invalid, "ca: %s is not an encrypted PKCS #8 key", path)
+	}
+	key, err := pemutil.Parse(text, pemutil.WithPassword(passphrase), pemutil.WithFilename(path))
+	if err != nil {
+		return nil, fleet.Wrap(fleet.Invalid, err, "ca: the key %s cannot be decrypted: wrong passphrase?", path)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fleet.Errorf(fleet.Invalid, "ca: %s holds no key that can sign", path)
+	}
+	return signer, nil
+}
