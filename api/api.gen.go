@@ -1347,12 +1347,12 @@ type ClientInterface interface {
 	// Corresponds with POST /firmware/keys (the `AddSigningKey` operationId).
 	AddSigningKey(ctx context.Context, body AddSigningKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RevokeSigningKey Take a signing key out of use for good. Releases that it signed are not offered any more.
+	// RevokeSigningKey Take a signing key out of use for good. What it signed before stays published.
 	//
 	// Corresponds with POST /firmware/keys/{key}/revoke (the `RevokeSigningKey` operationId).
 	RevokeSigningKey(ctx context.Context, key KeyID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ListReleases List releases, by product and version.
+	// ListReleases List releases, by product, the newest version first.
 	//
 	// Corresponds with GET /firmware/releases (the `ListReleases` operationId).
 	ListReleases(ctx context.Context, params *ListReleasesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1937,7 +1937,7 @@ func (c *Client) AddSigningKey(ctx context.Context, body AddSigningKeyJSONReques
 	return c.Client.Do(req)
 }
 
-// RevokeSigningKey Take a signing key out of use for good. Releases that it signed are not offered any more.
+// RevokeSigningKey Take a signing key out of use for good. What it signed before stays published.
 //
 // Corresponds with POST /firmware/keys/{key}/revoke (the `RevokeSigningKey` operationId).
 func (c *Client) RevokeSigningKey(ctx context.Context, key KeyID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1952,7 +1952,7 @@ func (c *Client) RevokeSigningKey(ctx context.Context, key KeyID, reqEditors ...
 	return c.Client.Do(req)
 }
 
-// ListReleases List releases, by product and version.
+// ListReleases List releases, by product, the newest version first.
 //
 // Corresponds with GET /firmware/releases (the `ListReleases` operationId).
 func (c *Client) ListReleases(ctx context.Context, params *ListReleasesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4451,14 +4451,14 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /firmware/keys (the `AddSigningKey` operationId).
 	AddSigningKeyWithResponse(ctx context.Context, body AddSigningKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSigningKeyResponse, error)
 
-	// RevokeSigningKeyWithResponse Take a signing key out of use for good. Releases that it signed are not offered any more.
+	// RevokeSigningKeyWithResponse Take a signing key out of use for good. What it signed before stays published.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /firmware/keys/{key}/revoke (the `RevokeSigningKey` operationId).
 	RevokeSigningKeyWithResponse(ctx context.Context, key KeyID, reqEditors ...RequestEditorFn) (*RevokeSigningKeyResponse, error)
 
-	// ListReleasesWithResponse List releases, by product and version.
+	// ListReleasesWithResponse List releases, by product, the newest version first.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7128,7 +7128,7 @@ func (c *ClientWithResponses) AddSigningKeyWithResponse(ctx context.Context, bod
 	return ParseAddSigningKeyResponse(rsp)
 }
 
-// RevokeSigningKeyWithResponse Take a signing key out of use for good. Releases that it signed are not offered any more.
+// RevokeSigningKeyWithResponse Take a signing key out of use for good. What it signed before stays published.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -7141,7 +7141,7 @@ func (c *ClientWithResponses) RevokeSigningKeyWithResponse(ctx context.Context, 
 	return ParseRevokeSigningKeyResponse(rsp)
 }
 
-// ListReleasesWithResponse List releases, by product and version.
+// ListReleasesWithResponse List releases, by product, the newest version first.
 //
 // Returns a wrapper object for the known response body format(s).
 //

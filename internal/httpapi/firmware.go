@@ -28,11 +28,8 @@ func (s *Server) addSigningKey(c *call) (answer, error) {
 	if err := c.decode(&in); err != nil {
 		return answer{}, err
 	}
-	k, err := firmware.ParseKey([]byte(in.PublicKey), fleet.ProductID(in.Product))
+	k, err := s.c.Firmware.AddKey(c.ctx, c.at, []byte(in.PublicKey), fleet.ProductID(in.Product), c.who.Name)
 	if err != nil {
-		return answer{}, err
-	}
-	if k, err = s.c.Firmware.AddKey(c.ctx, c.at, k, c.who.Name); err != nil {
 		return answer{}, err
 	}
 	return created(showKey(k))
@@ -136,7 +133,7 @@ func (s *Server) uploadRelease(c *call) (answer, error) {
 		}
 	}
 	body := http.MaxBytesReader(c.echo.Response(), r.Body, r.ContentLength)
-	rel, err := s.c.Firmware.Publish(c.ctx, c.at, jws[0], body, r.ContentLength, c.who.Name)
+	rel, err := s.c.Firmware.Publish(c.ctx, c.at, jws[0], body, c.who.Name)
 	if err != nil {
 		return answer{}, err
 	}

@@ -59,16 +59,14 @@ type (
 		Deny(ctx context.Context, at time.Time, id, by string) (pki.Request, error)
 	}
 
-	// Firmware holds releases and the keys that may sign them.
+	// Firmware holds releases and the keys that may sign them. It is ota.Catalog.
 	Firmware interface {
-		// Publish judges the manifest before it reads from image, which yields at most size bytes and one more. The same
-		// release again returns the stored one, whose UploadedAt is then not at.
-		Publish(ctx context.Context, at time.Time, jws string, image io.Reader, size int64, by string) (firmware.Release, error)
+		// Publish judges the manifest before it reads from image. The same release again returns the stored one, whose
+		// UploadedAt is then not at.
+		Publish(ctx context.Context, at time.Time, jws string, image io.Reader, by string) (firmware.Release, error)
 		Release(ctx context.Context, p fleet.ProductID, v firmware.Version) (firmware.Release, error)
-		// Releases returns those of a product, of all if p is empty, by product and version.
 		Releases(ctx context.Context, p fleet.ProductID) ([]firmware.Release, error)
-		// AddKey registers k; AddedAt and AddedBy are set by it. The same key again returns the stored one.
-		AddKey(ctx context.Context, at time.Time, k firmware.Key, by string) (firmware.Key, error)
+		AddKey(ctx context.Context, at time.Time, text []byte, p fleet.ProductID, by string) (firmware.Key, error)
 		Keys(ctx context.Context) ([]firmware.Key, error)
 		RevokeKey(ctx context.Context, at time.Time, id, by string) (firmware.Key, error)
 	}
