@@ -69,7 +69,7 @@ func (w *world) rows(ev Event) []Job {
 		return nil
 	}
 	all := func(keep func(Job) bool) (jobs []Job) {
-		for _, j := range w.jobs { // in no order: the order of rows must not matter
+		for _, j := range slices.SortedFunc(maps.Values(w.jobs), Compare) { // not the order of ids: it must not matter
 			if keep(j) {
 				jobs = append(jobs, j)
 			}
