@@ -1,0 +1,154 @@
+// Package devapi is the HTTPS side of muster that devices speak: firmware images and the trust bundle, on one listener
+// for certificates (mutual TLS) and one for recovery (fallback password). Real clients are picky (esp32.md §6.1, §6.2):
+// HTTP/1.0 and 1.1 only, a Content-Length on everything, never chunked or compressed, never a redirect, one range at a
+// time, immutable bytes under a path.
+package devapi
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"muster/internal/firmware"
+	"muster/internal/fleet"
+)
+
+// Limits of the listeners. They are generous to a slow device and short to one that is gone.
+const (
+	maxHeader      = 16 << 10         // bytes of a request's header
+	headerTimeout  = 20 * time.Second // TLS handshake and header; mbedTLS on a busy ESP32 takes seconds
+	idleTimeout    = 60 * time.Second
+	bodyTimeout    = 5 * time.Second // for the body of a request that should have none
+	maxConnections = 4096            // per listener; more wait to be accepted
+	perDevice      = 4               // requests of one device at the same time
+	retryAfter     = "5"             // seconds
+)
+
+// Grants says what a device may download.
+type Grants interface {
+	// Granted returns the release whose image device may have under name (16 or 64 hex digits), or NotFound.
+	Granted(ctx context.Context, device fleet.DeviceID, name string) (firmware.Release, error)
+}
+
+// Images opens image files; NotFound if there is none. The size is in bytes.
+type Images interface {
+	Open(fleet.Hash) (io.ReadSeekCloser, int64, error)
+}
+
+// Admission decides who comes in, by the same records as the broker's admission. The reason is a stable word for the log.
+type Admission interface {
+	// Admit is asked for a certificate whose chain is verified.
+	Admit(device fleet.DeviceID, serial fleet.Serial, at time.Time) (ok bool, reason string)
+	// AdmitPassword takes the same time for every password.
+	AdmitPassword(device fleet.DeviceID, sha256 fleet.Hash) (ok bool, reason string)
+}
+
+// Served is what became of one request for an image.
+type Served struct {
+	Device   fleet.DeviceID
+	Product  fleet.ProductID
+	Version  firmware.Version
+	Recovery bool          // by the recovery listener
+	Status   int           // of HTTP: 200, 206, 304, 416
+	Bytes    int64         // of the body, written
+	Complete bool          // the body was written to its end
+	Took     time.Duration // from header to the last byte
+}
+
+// Config of an API. All fields but Served and CacheBytes are needed.
+type Config struct {
+	Grants      Grants
+	Images      Images
+	Admission   Admission
+	TrustBundle func() []byte // PEM: what devices trust; read at each request
+	Log         *slog.Logger
+	Served      func(Served) // counts downloads; must not block
+	CacheBytes  int64        // images kept in memory, in bytes; 0 means DefaultCacheBytes
+}
+
+// DefaultCacheBytes holds the few images that a rollout serves at a time.
+const DefaultCacheBytes = 64 << 20
+
+// API is what both listeners share. Its methods may be called from any goroutine.
+type API struct {
+	c        Config
+	cache    *cache
+	busy     *counter // requests under way, by device
+	failures *limiter // failed passwords, by address
+	requests *limiter // requests with a password, by device
+}
+
+// New returns an API. It starts nothing.
+func New(c Config) *API {
+	if c.CacheBytes == 0 {
+		c.CacheBytes = DefaultCacheBytes
+	}
+	if c.Served == nil {
+		c.Served = func(Served) {}
+	}
+	return &API{
+		c: c, cache: newCache(c.CacheBytes), busy: newCounter(perDevice),
+		failures: newLimiter(failuresPerSecond, failuresBurst), requests: newLimiter(requestsPerSecond, requestsBurst),
+	}
+}
+
+// Server is one listener's HTTP server.
+type Server struct {
+	http *http.Server
+	tls  *tls.Config
+}
+
+// Devices returns the server for devices with a certificate. conf comes from MutualTLS.
+func (a *API) Devices(conf *tls.Config) *Server { return a.server(conf, a.byCertificate) }
+
+// Recovery returns the server for devices with a fallback password. conf comes from PasswordTLS.
+func (a *API) Recovery(conf *tls.Config) *Server { return a.server(conf, a.byPassword) }
+
+func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc) *Server {
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	e.Logger.SetOutput(io.Discard) // muster logs by slog
+	e.HTTPErrorHandler = a.problem
+	e.Use(a.recovered, noBody)
+	for _, m := range []string{http.MethodGet, http.MethodHead} {
+		// Not by an echo.Group: its catch-all would turn 405 into 404.
+		e.Add(m, "/fw/:name", a.image, who, a.oneOfFew)
+		e.Add(m, "/trust-bundle", a.trustBundle, who, a.oneOfFew)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &Server{tls: conf, http: &http.Server{
+		Handler: e, Protocols: protocols, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		ErrorLog: slog.NewLogLogger(a.c.Log.Handler(), slog.LevelDebug), // handshakes that fail: anyone can cause them
+	}}
+}
+
+// Serve answers on l, which is a plain TCP listener, until Shutdown; then it returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	err := s.http.Serve(tls.NewListener(newListener(l, maxConnections), s.tls))
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown stops accepting and waits for requests under way until ctx ends; then it cuts them off.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		return errors.Join(err, s.http.Close())
+	}
+	return nil
+}
+
+// trustBundle answers with the certificates that devices should trust.
+func (a *API) trustBundle(c echo.Context) error {
+	return serveBytes(c, "application/pem-certificate-chain", "no-cache", a.c.TrustBundle())
+}

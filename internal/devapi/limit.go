@@ -1,0 +1,70 @@
+package devapi
+
+import (
+	"sync"
+
+	"golang.org/x/time/rate"
+)
+
+// maxKept is how many names a limiter remembers in each of its two generations.
+const maxKept = 10_000
+
+// limiter is a token bucket for each of many names, in bounded memory: when a generation is full it becomes the old one,
+// and what was not asked for during a whole generation is forgotten.
+type limiter struct {
+	per   rate.Limit
+	burst int
+
+	mu       sync.Mutex
+	now, old map[string]*rate.Limiter // guarded by mu
+}
+
+func newLimiter(per float64, burst int) *limiter {
+	return &limiter{per: rate.Limit(per), burst: burst, now: map[string]*rate.Limiter{}}
+}
+
+// allow reports whether name is within its budget, and uses one of it up.
+func (l *limiter) allow(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b, ok := l.now[name]
+	if !ok {
+		if b, ok = l.old[name]; !ok {
+			b = rate.NewLimiter(l.per, l.burst)
+		}
+		if len(l.now) >= maxKept {
+			l.old, l.now = l.now, map[string]*rate.Limiter{}
+		}
+		l.now[name] = b
+	}
+	return b.Allow()
+}
+
+// counter counts what is under way for each name and allows at most max.
+type counter struct {
+	max int
+
+	mu sync.Mutex
+	n  map[string]int // guarded by mu; no zeros
+}
+
+func newCounter(max int) *counter { return &counter{max: max, n: map[string]int{}} }
+
+// enter counts one more for name and reports true, or reports false. After true, call leave once.
+func (c *counter) enter(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[name] >= c.max {
+		return false
+	}
+	c.n[name]++
+	return true
+}
+
+func (c *counter) leave(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[name]--; c.n[name] == 0 {
+		delete(c.n, name)
+	}
+}
