@@ -185,3 +185,6 @@ func (h *Hierarchy) Check() error {
 }
 
 var errRefused = errors.New("muster: not offered")
+
+// NewSerial returns a serial for a new order.
+func (a *Authority) NewSerial() (fleet.Serial, error) { return NewSerial() }
