@@ -1,0 +1,373 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"muster/api"
+	"muster/internal/access"
+	"muster/internal/firmware"
+	"muster/internal/fleet"
+	"muster/internal/pki"
+	"muster/internal/store/bolt"
+	"muster/internal/uplink"
+)
+
+func TestDevices(t *testing.T) {
+	w := open(t)
+	in := api.NewDevice{ID: "s1", Product: "sensor", Hardware: "rev-b", Labels: api.Labels{"site": "berlin"}}
+	res := w.want(w.send(access.Operator, "POST", "/devices", in), 201, "")
+	var d api.Device
+	res.decode(t, &d)
+	if d.ID != "s1" || d.Labels["site"] != "berlin" || d.Rev == 0 || res.Header.Get("ETag") != fmt.Sprintf("%q", fmt.Sprint(d.Rev)) {
+		t.Errorf("%+v %s", d, res.Header.Get("ETag"))
+	}
+	if got := w.audit(); got != "t-operator device.add s1" {
+		t.Errorf("audit: %s", got)
+	}
+	w.want(w.send(access.Operator, "POST", "/devices", in), 201, "") // a double click
+	in.Hardware = "rev-c"
+	w.want(w.send(access.Operator, "POST", "/devices", in), 409, "device_exists")
+
+	// Two people change it: the second one supposed what is not so any more.
+	w.want(w.send(access.Operator, "PATCH", "/devices/s1", `{"hardware":"rev-d","labels":{"spare":"yes"}}`, header("If-Match", res.Header.Get("ETag"))), 200, "")
+	w.want(w.send(access.Operator, "PATCH", "/devices/s1", `{"hardware":"rev-e"}`, header("If-Match", res.Header.Get("ETag"))), 412, "stale")
+	w.want(w.send(access.Operator, "PATCH", "/devices/s1", `{"labels":{"site":null}}`), 200, "").decode(t, &d)
+	if d.Hardware != "rev-d" || len(d.Labels) != 1 || d.Labels["spare"] != "yes" {
+		t.Errorf("after the patches: %+v", d)
+	}
+	for range 2 {
+		w.want(w.send(access.Operator, "POST", "/devices/s1/disable", nil), 200, "").decode(t, &d)
+	}
+	if !d.Disabled {
+		t.Error("not disabled")
+	}
+	if w.want(w.send(access.Operator, "POST", "/devices/s1/enable", nil), 200, "").decode(t, &d); d.Disabled {
+		t.Error("not enabled")
+	}
+	var pw api.FallbackPassword
+	w.want(w.send(access.Operator, "POST", "/devices/s1/fallback-password", nil), 201, "").decode(t, &pw)
+	res = w.want(w.send(access.Viewer, "GET", "/devices/s1", nil), 200, "")
+	if pw.Password == "" || bytes.Contains(res.body, []byte(pw.Password)) || bytes.Contains(res.body, []byte("sha256")) {
+		t.Errorf("the device shows its password: %s", res.body)
+	}
+	w.want(w.send(access.Operator, "POST", "/devices/none/disable", nil), 404, "not_found")
+}
+
+func TestImportIsAllOrNothing(t *testing.T) {
+	w := open(t)
+	var rep api.DeviceImportReport
+	in := api.DeviceImport{Devices: []api.NewDevice{{ID: "a", Product: "p"}, {ID: "b", Product: "p"}}}
+	w.want(w.send(access.Operator, "POST", "/device-imports", in), 200, "").decode(t, &rep)
+	if rep.Created != 2 || rep.Unchanged != 0 {
+		t.Errorf("%+v", rep)
+	}
+	w.now = w.now.Add(time.Hour)
+	in.Devices = append(in.Devices, api.NewDevice{ID: "c", Product: "p"})
+	w.want(w.send(access.Operator, "POST", "/device-imports", in), 200, "").decode(t, &rep)
+	if rep.Created != 1 || rep.Unchanged != 2 {
+		t.Errorf("%+v", rep)
+	}
+	in.Devices = append(in.Devices, api.NewDevice{ID: "d", Product: "p"}, api.NewDevice{ID: "B", Product: "p"})
+	w.want(w.send(access.Operator, "POST", "/device-imports", in), 400, "invalid")
+	w.want(w.send(access.Viewer, "GET", "/devices/d", nil), 404, "not_found")
+}
+
+func TestPagesCoverTheListOnceAndBelongToIt(t *testing.T) {
+	w := open(t)
+	w.devices(25)
+	var ids []string
+	cursor, first := "", ""
+	for n := 0; ; n++ {
+		var page api.DeviceList
+		w.want(w.send(access.Viewer, "GET", "/devices?product=lamp&limit=10&cursor="+cursor, nil), 200, "").decode(t, &page)
+		for _, d := range page.Items {
+			ids = append(ids, d.ID)
+		}
+		if cursor = page.NextCursor; cursor == "" {
+			break
+		}
+		if first == "" {
+			first = cursor
+		}
+		if n > 5 {
+			t.Fatal("it does not end")
+		}
+	}
+	if len(ids) != 25 || ids[0] != "d000" || ids[24] != "d024" {
+		t.Errorf("%d devices: %v", len(ids), ids)
+	}
+	for _, path := range []string{"/devices?cursor=", "/devices?product=sensor&cursor=", "/quarantine?cursor=", "/audit?cursor=", "/rollouts?product=lamp&cursor="} {
+		w.want(w.send(access.Viewer, "GET", path+first, nil), 400, "cursor_invalid")
+	}
+	w.want(w.send(access.Viewer, "GET", "/devices?limit=7&product=lamp&cursor="+first, nil), 200, "")
+	flipped := []byte(first)
+	flipped[len(flipped)/2] ^= 1
+	w.want(w.send(access.Viewer, "GET", "/devices?product=lamp&cursor="+string(flipped), nil), 400, "cursor_invalid")
+}
+
+func TestDeviceFilters(t *testing.T) {
+	w := open(t)
+	w.devices(3)
+	w.update(func(tx *bolt.Tx) error {
+		if err := tx.PutDevice(fleet.Device{ID: "x1", Product: "sensor", Labels: map[string]string{"site": "a=b"}, CreatedAt: day}); err != nil {
+			return err
+		}
+		return tx.PutStatus(fleet.Status{Device: "x1", Online: true, State: []byte(`{"battery":87}`)})
+	})
+	for query, want := range map[string]int{
+		"": 4, "?product=lamp": 3, "?product=none": 0, "?q=00": 3, "?q=x": 1, "?online=true": 1, "?online=false": 3,
+		"?label=site=a%3Db": 1, "?label=site=b": 0, "?label=site=a%3Db&product=lamp": 0,
+	} {
+		var page api.DeviceList
+		if w.want(w.send(access.Viewer, "GET", "/devices"+query, nil), 200, "").decode(t, &page); len(page.Items) != want {
+			t.Errorf("%s: %d devices, want %d", query, len(page.Items), want)
+		}
+	}
+	res := w.send(access.Viewer, "GET", "/devices/x1", nil)
+	if !bytes.Contains(res.body, []byte(`"state":{"battery":87}`)) {
+		t.Errorf("%s", res.body)
+	}
+}
+
+func TestCertificates(t *testing.T) {
+	w := open(t)
+	w.devices(1)
+	var c api.Certificate
+	w.want(w.send(access.Operator, "POST", "/devices/d000/certificates", map[string]string{"csr": csrPEM()}), 201, "").decode(t, &c)
+	if block, rest := pem.Decode([]byte(c.Chain)); block == nil || !strings.Contains(string(rest), "CERTIFICATE") {
+		t.Errorf("chain %q", c.Chain)
+	}
+	for path, want := range map[string]int{
+		"/devices/d000/certificates": 1, "/certificates?within=1h": 0, "/certificates?within=48h": 1, "/certificates": 1,
+	} {
+		var list api.CertificateList
+		if w.want(w.send(access.Viewer, "GET", path, nil), 200, "").decode(t, &list); len(list.Items) != want {
+			t.Errorf("%s: %d", path, len(list.Items))
+		}
+	}
+	var rep api.RevocationReport
+	for range 2 {
+		w.want(w.send(access.Operator, "POST", "/certificates/5f2c/revocation", `{"reason":"key-compromise"}`), 200, "").decode(t, &rep)
+	}
+	if rep.Certificate.State != "revoked" || rep.Certificate.Reason != "key-compromise" || !rep.Clean || rep.CheckedAfter != "1s" {
+		t.Errorf("%+v", rep)
+	}
+	w.want(w.send(access.Viewer, "GET", "/certificates/5f2c", nil), 200, "")
+	w.want(w.send(access.Viewer, "GET", "/certificates/5f2d", nil), 404, "not_found")
+	var ren api.RenewalReport
+	w.want(w.send(access.Operator, "POST", "/certificates/renewals", `{"devices":["d000"],"dry_run":true}`), 200, "").decode(t, &ren)
+	if !ren.DryRun || len(ren.Asked) != 1 || len(ren.Skipped) != 1 {
+		t.Errorf("%+v", ren)
+	}
+}
+
+// publish registers a key and uploads an image of product lamp.
+func (w *world) publish(version string) (jws string, img []byte) {
+	w.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	w.want(w.send(access.Admin, "POST", "/firmware/keys", api.NewSigningKey{Product: "lamp", PublicKey: text}), 201, "")
+	img = bytes.Repeat([]byte(version), 1000)
+	sum := fleet.HashOf(sha256.Sum256(img))
+	jws, err = firmware.Sign(firmware.Manifest{Product: "lamp", Version: firmware.Version(version), Size: int64(len(img)), SHA256: sum, ImageHash: sum}, key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.want(w.upload(jws, img), 201, "")
+	return jws, img
+}
+
+func (w *world) upload(jws string, img []byte) result {
+	return w.send(access.Operator, "POST", "/firmware/releases", img, func(r *http.Request) {
+		r.Header.Set("Content-Type", "application/octet-stream")
+		r.Header.Set("Muster-Manifest", jws)
+	})
+}
+
+func TestFirmware(t *testing.T) {
+	w := open(t)
+	jws, img := w.publish("1.1.0")
+	w.now = w.now.Add(time.Minute)
+	w.want(w.upload(jws, img), 200, "") // again
+	w.want(w.upload(jws, append(img[:len(img)-1:len(img)-1], 'x')), 422, "image_mismatch")
+	if res := w.upload(jws[:len(jws)-4]+"AAAA", img); res.StatusCode != 422 {
+		t.Errorf("a bad signature: %d %s", res.StatusCode, res.body)
+	}
+	if res := w.upload("no jws", img); res.StatusCode != 422 && res.StatusCode != 400 {
+		t.Errorf("no JWS: %d", res.StatusCode)
+	}
+	var rel api.Release
+	w.want(w.send(access.Viewer, "GET", "/firmware/releases/lamp/1.1.0", nil), 200, "").decode(t, &rel)
+	if rel.JWS != jws || rel.Size != int64(len(img)) || rel.UploadedBy != "t-operator" {
+		t.Errorf("%+v", rel)
+	}
+	var list api.ReleaseList
+	if w.want(w.send(access.Viewer, "GET", "/firmware/releases?product=lamp", nil), 200, "").decode(t, &list); len(list.Items) != 1 {
+		t.Errorf("%+v", list)
+	}
+	var keys api.SigningKeyList
+	w.want(w.send(access.Viewer, "GET", "/firmware/keys", nil), 200, "").decode(t, &keys)
+	var key api.SigningKey
+	w.want(w.send(access.Admin, "POST", "/firmware/keys/"+keys.Items[0].ID+"/revoke", nil), 200, "").decode(t, &key)
+	if !key.Revoked || w.audit() != "t-admin key.revoke "+key.ID {
+		t.Errorf("%+v, %s", key, w.audit())
+	}
+	if res := w.upload(jws, img); res.StatusCode != 422 {
+		t.Errorf("signed by a revoked key: %d", res.StatusCode)
+	}
+}
+
+func TestRollouts(t *testing.T) {
+	w := open(t)
+	w.devices(8)
+	w.publish("1.1.0")
+	in := api.NewRollout{ID: "r1", Product: "lamp", Version: "1.1.0", Plan: api.Plan{Stages: []api.Stage{{Count: 1}, {Percent: 25}, {Percent: 100}}, Soak: "30m"}}
+	var r api.Rollout
+	w.want(w.send(access.Operator, "POST", "/rollouts", in), 201, "").decode(t, &r)
+	if r.State != "draft" || r.Targets != 8 || len(r.Stages) != 3 || r.Stages[1].Quota != 2 || r.Plan.Soak != "30m0s" || r.CreatedBy != "t-operator" {
+		t.Errorf("%+v", r)
+	}
+	w.want(w.send(access.Operator, "POST", "/rollouts", in), 409, "rollout_exists")
+	w.want(w.send(access.Operator, "POST", "/rollouts/r1/pause", nil), 409, "conflict")
+	for _, step := range []struct{ verb, state string }{{"start", "running"}, {"pause", "paused"}, {"resume", "running"}, {"abort", "aborted"}} {
+		if w.want(w.send(access.Operator, "POST", "/rollouts/r1/"+step.verb, nil), 200, "").decode(t, &r); string(r.State) != step.state {
+			t.Errorf("%s: %s", step.verb, r.State)
+		}
+		if got := w.audit(); got != "t-operator rollout."+step.verb+" r1" {
+			t.Errorf("audit: %s", got)
+		}
+	}
+	var jobs api.JobList
+	if w.want(w.send(access.Viewer, "GET", "/rollouts/r1/devices?limit=5", nil), 200, "").decode(t, &jobs); len(jobs.Items) != 5 || jobs.NextCursor == "" {
+		t.Errorf("%+v", jobs)
+	}
+	w.want(w.send(access.Viewer, "GET", "/rollouts/r1/devices?state=granted", nil), 200, "")
+	var ds api.DecisionList
+	if w.want(w.send(access.Viewer, "GET", "/rollouts/r1/decisions", nil), 200, "").decode(t, &ds); len(ds.Items) < 4 {
+		t.Errorf("%+v", ds)
+	}
+	in.ID = ""
+	var made api.Rollout
+	w.now = w.now.Add(time.Hour)
+	if w.want(w.send(access.Operator, "POST", "/rollouts", in), 201, "").decode(t, &made); made.ID == "" {
+		t.Error("no id was made")
+	}
+	var list api.RolloutList
+	w.want(w.send(access.Viewer, "GET", "/rollouts", nil), 200, "").decode(t, &list)
+	if len(list.Items) != 2 || list.Items[0].ID != made.ID {
+		t.Errorf("not the newest first: %+v", list)
+	}
+	w.want(w.send(access.Operator, "POST", "/rollouts", api.NewRollout{Product: "lamp", Version: "1.1.0", Target: api.Target{Labels: api.Labels{"a": "b"}}}), 422, "empty_target")
+	w.want(w.send(access.Viewer, "GET", "/rollouts/none", nil), 404, "not_found")
+}
+
+func TestRecoveryAndQuarantine(t *testing.T) {
+	w := open(t)
+	const id = "0123456789abcdef"
+	w.update(func(tx *bolt.Tx) error {
+		for i := range 3 {
+			if err := tx.Quarantine(uplink.Quarantined{At: day, Vhost: "devices", Key: "d.x.up.hello", Body: []byte{0, 0xff}, Size: 2, Reason: fmt.Sprint("r", i)}); err != nil {
+				return err
+			}
+		}
+		return tx.PutRequest(pki.Request{ID: id, Device: "d000", KeyHash: fleet.Hash(id + id + id + id), State: pki.Waiting, AskedAt: day})
+	})
+	var list api.RecoveryRequestList
+	if w.want(w.send(access.Viewer, "GET", "/recovery/requests?state=waiting", nil), 200, "").decode(t, &list); len(list.Items) != 1 {
+		t.Errorf("%+v", list)
+	}
+	var req api.RecoveryRequest
+	if w.want(w.send(access.Operator, "POST", "/recovery/requests/"+id+"/approve", nil), 200, "").decode(t, &req); req.State != "approved" || req.By != "t-operator" {
+		t.Errorf("%+v", req)
+	}
+	w.want(w.send(access.Operator, "POST", "/recovery/requests/"+id+"/deny", nil), 200, "")
+
+	var q api.QuarantineList
+	if w.want(w.send(access.Viewer, "GET", "/quarantine?limit=2", nil), 200, "").decode(t, &q); len(q.Items) != 2 || q.NextCursor == "" || q.Items[0].Body != nil {
+		t.Errorf("%+v", q)
+	}
+	next := q.NextCursor
+	if w.want(w.send(access.Viewer, "GET", "/quarantine?limit=2&cursor="+next, nil), 200, "").decode(t, &q); len(q.Items) != 1 || q.NextCursor != "" {
+		t.Errorf("%+v", q)
+	}
+	var one api.Quarantined
+	if w.want(w.send(access.Viewer, "GET", "/quarantine/1", nil), 200, "").decode(t, &one); !bytes.Equal(one.Body, []byte{0, 0xff}) {
+		t.Errorf("%+v", one)
+	}
+	w.want(w.send(access.Operator, "DELETE", "/quarantine/1", nil), 204, "")
+	w.want(w.send(access.Operator, "DELETE", "/quarantine/1", nil), 404, "not_found")
+}
+
+func TestOperators(t *testing.T) {
+	w := open(t)
+	var made api.CreatedToken
+	w.want(w.send(access.Admin, "POST", "/tokens", api.NewToken{Name: "ci", Role: "operator"}), 201, "").decode(t, &made)
+	if !made.Token.ExpiresAt.Equal(day.Add(90*24*time.Hour)) || made.Token.CreatedBy != "t-admin" {
+		t.Errorf("%+v", made.Token)
+	}
+	w.want(w.send(access.Admin, "POST", "/tokens", api.NewToken{Name: "ci", Role: "operator"}), 409, "token_exists")
+	w.want(w.send(access.Admin, "POST", "/tokens", api.NewToken{Name: "ever", Role: "viewer", ExpiresIn: "never"}), 201, "")
+	res := w.want(w.send(access.Admin, "GET", "/tokens", nil), 200, "")
+	if bytes.Contains(res.body, []byte(made.Secret)) || bytes.Contains(res.body, []byte("sha256")) {
+		t.Errorf("%s", res.body)
+	}
+	w.tokens["ci"] = made.Secret
+	var me api.Token
+	if w.want(w.send("ci", "GET", "/whoami", nil), 200, "").decode(t, &me); me.Name != "ci" || me.Role != "operator" {
+		t.Errorf("%+v", me)
+	}
+	w.want(w.send("ci", "POST", "/tokens", api.NewToken{Name: "more", Role: "admin"}), 403, "role_too_low")
+	w.want(w.send(access.Admin, "DELETE", "/tokens/ci", nil), 204, "")
+	w.want(w.send(access.Admin, "DELETE", "/tokens/t-admin", nil), 409, "last_admin")
+	var trail api.AuditList
+	w.want(w.send(access.Viewer, "GET", "/audit?limit=2", nil), 200, "").decode(t, &trail)
+	if len(trail.Items) != 2 || trail.Items[0].What != "token.delete" || trail.NextCursor == "" {
+		t.Errorf("%+v", trail)
+	}
+	first := trail.Items[1].Seq
+	next := trail.NextCursor
+	if w.want(w.send(access.Viewer, "GET", "/audit?limit=2&cursor="+next, nil), 200, "").decode(t, &trail); trail.Items[0].Seq != first-1 {
+		t.Errorf("%+v after %d", trail, first)
+	}
+}
+
+func TestSite(t *testing.T) {
+	w := open(t)
+	for _, path := range []string{"/trust", "/endpoints", "/version"} {
+		w.want(w.send(access.Viewer, "GET", path, nil), 200, "")
+	}
+	if res := w.want(w.send(access.Viewer, "GET", "/openapi.yaml", nil), 200, ""); !bytes.Equal(res.body, api.Spec) {
+		t.Error("another document")
+	}
+	for path, want := range map[string]int{"/livez": 200, "/metrics": 401, "/readyz": 401} { // no Readyz was given
+		rec := httptest.NewRecorder()
+		w.srv.ServeHTTP(rec, httptest.NewRequest("GET", path, nil))
+		if rec.Code != want {
+			t.Errorf("%s: %d", path, rec.Code)
+		}
+	}
+	r := httptest.NewRequest("GET", "/metrics", nil)
+	r.Header.Set("Authorization", "Bearer "+w.tokens[access.Viewer])
+	if res := w.do(r); res.StatusCode != 200 {
+		t.Errorf("metrics with a token: %d", res.StatusCode)
+	}
+}
