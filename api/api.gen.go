@@ -267,6 +267,11 @@ type CertificateList struct {
 type CertificateRequest struct {
 	// CSR PKCS #10, PEM.
 	CSR string `json:"csr"`
+
+	// Lifetime How long it is to be good, if shorter than the policy says.
+	//
+	// Examples: 24h
+	Lifetime Duration `json:"lifetime,omitempty,omitzero"`
 }
 
 // CertificateState defines model for CertificateState.
@@ -714,6 +719,9 @@ type RenewalReport struct {
 	Asked  []string `json:"asked"`
 	DryRun bool     `json:"dry_run"`
 
+	// Due Devices that the call means, those asked already included.
+	Due int `json:"due"`
+
 	// More The limit left some out.
 	More bool `json:"more"`
 
@@ -731,26 +739,28 @@ type RenewalSkip struct {
 // RevocationReason RFC 5280 §5.3.1. `unspecified` if none is given.
 type RevocationReason string
 
-// RevocationReport defines model for RevocationReport.
+// RevocationReport Times count from the call; one that is missing was not reached.
 type RevocationReport struct {
 	// Certificate Examples: {"active_at":"2030-01-02T08:00:00Z","by":"alice","device":"sensor-0001","intended_at":"2030-01-01T01:00:00Z","issued_at":"2030-01-01T01:00:00Z","key_sha256":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","not_after":"2030-04-01T00:00:00Z","not_before":"2030-01-01T00:00:00Z","serial":"5f2c0a1be4d98370","state":"active","via":"operator"}
 	Certificate Certificate `json:"certificate"`
 
-	// CheckedAfter Since the call: looked again whether one came back.
-	CheckedAfter string `json:"checked_after"`
-
-	// Clean No connection with this certificate was found at the end.
+	// Clean No connection with this certificate was found at the end; if not, musterd goes on trying.
 	Clean bool `json:"clean"`
 
-	// ClosedAfter Since the call: live connections are closed.
-	ClosedAfter       string `json:"closed_after"`
-	ConnectionsClosed int    `json:"connections_closed"`
+	// ClosedAfter Live connections were told to close.
+	ClosedAfter string `json:"closed_after,omitempty,omitzero"`
 
-	// Detail What is still open, if it is not clean.
+	// Connections Sessions that were known to be open.
+	Connections int `json:"connections"`
+
+	// Detail What stands in the way, if it is not clean.
 	Detail string `json:"detail,omitempty,omitzero"`
 
-	// StoredAfter Since the call: refused from here on.
-	StoredAfter string `json:"stored_after"`
+	// StoredAfter New connections are refused.
+	StoredAfter string `json:"stored_after,omitempty,omitzero"`
+
+	// VerifiedAfter A later look found none.
+	VerifiedAfter string `json:"verified_after,omitempty,omitzero"`
 }
 
 // Role defines model for Role.

@@ -161,7 +161,7 @@ func TestCertificates(t *testing.T) {
 	for range 2 {
 		w.want(w.send(access.Operator, "POST", "/certificates/5f2c/revocation", `{"reason":"key-compromise"}`), 200, "").decode(t, &rep)
 	}
-	if rep.Certificate.State != "revoked" || rep.Certificate.Reason != "key-compromise" || !rep.Clean || rep.CheckedAfter != "1s" {
+	if rep.Certificate.State != "revoked" || rep.Certificate.Reason != "key-compromise" || !rep.Clean || rep.VerifiedAfter != "1s" {
 		t.Errorf("%+v", rep)
 	}
 	w.want(w.send(access.Viewer, "GET", "/certificates/5f2c", nil), 200, "")

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"muster/api"
+	"muster/internal/enroll"
 	"muster/internal/fleet"
 	"muster/internal/pki"
 )
@@ -78,7 +79,13 @@ func (s *Server) issueCertificate(c *call) (answer, error) {
 	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") || strings.TrimSpace(string(rest)) != "" {
 		return answer{}, fleet.Coded(fleet.Invalid, "csr_invalid", "csr: send one PEM block of type CERTIFICATE REQUEST (PKCS #10)")
 	}
-	cert, err := s.c.Certificates.Issue(c.ctx, c.at, id, block.Bytes, c.who.Name)
+	o := enroll.IssueOptions{By: c.who.Name}
+	if in.Lifetime != "" {
+		if o.Lifetime, err = duration("lifetime", in.Lifetime, time.Second, maxWithin); err != nil {
+			return answer{}, err
+		}
+	}
+	cert, err := s.c.Certificates.Issue(c.ctx, c.at, id, block.Bytes, o)
 	if err != nil {
 		return answer{}, err
 	}
@@ -103,12 +110,18 @@ func (s *Server) revokeCertificate(c *call) (answer, error) {
 		return answer{}, err
 	}
 	return ok(api.RevocationReport{
-		Certificate: showCertificate(r.Certificate), ConnectionsClosed: r.Closed, Clean: r.Clean, Detail: r.Detail,
-		StoredAfter: took(r.Stored), ClosedAfter: took(r.ClosedAfter), CheckedAfter: took(r.Checked),
+		Certificate: showCertificate(r.Certificate), Connections: r.Live, Clean: r.Clean, Detail: r.Detail,
+		StoredAfter: took(r.Stored), ClosedAfter: took(r.Closed), VerifiedAfter: took(r.Verified),
 	})
 }
 
-func took(d time.Duration) string { return d.Round(100 * time.Microsecond).String() }
+// took shows how long a step took, empty if it was not done.
+func took(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return max(d.Round(100*time.Microsecond), 100*time.Microsecond).String()
+}
 
 // reasons are the codes of RFC 5280 §5.3.1 that an operator may give. The others say what is not so here: a CA's key,
 // a hold that can be lifted, a delta CRL.
@@ -136,7 +149,7 @@ func (s *Server) renewCertificates(c *call) (answer, error) {
 	if err := c.decode(&in); err != nil {
 		return answer{}, err
 	}
-	p := RenewalPass{All: in.All, Limit: in.Limit, DryRun: in.DryRun}
+	p := enroll.RenewOptions{All: in.All, Limit: in.Limit, DryRun: in.DryRun, By: c.who.Name}
 	if in.Within != "" {
 		var err error
 		if p.Within, err = duration("within", in.Within, time.Second, maxWithin); err != nil {
@@ -149,9 +162,6 @@ func (s *Server) renewCertificates(c *call) (answer, error) {
 	if len(in.Devices) > 1000 {
 		return answer{}, fleet.Coded(fleet.Invalid, "too_many_devices", "devices: name at most 1000 in one call")
 	}
-	if chosen := btoi(p.Within > 0) + btoi(p.All) + btoi(len(in.Devices) > 0); chosen > 1 {
-		return answer{}, fleet.Coded(fleet.Invalid, "renewal_ambiguous", "give only one of within, all and devices")
-	}
 	for _, d := range in.Devices {
 		id, err := idInvalid(fleet.ParseDeviceID(d))
 		if err != nil {
@@ -159,11 +169,11 @@ func (s *Server) renewCertificates(c *call) (answer, error) {
 		}
 		p.Devices = append(p.Devices, id)
 	}
-	r, err := s.c.Certificates.Renew(c.ctx, c.at, p, c.who.Name)
+	r, err := s.c.Certificates.RenewPass(c.ctx, c.at, p)
 	if err != nil {
 		return answer{}, err
 	}
-	out := api.RenewalReport{DryRun: in.DryRun, Already: r.Already, Offline: r.Offline, More: r.More, Asked: []string{}, Skipped: []api.RenewalSkip{}}
+	out := api.RenewalReport{DryRun: in.DryRun, Due: r.Due, Already: r.Already, Offline: r.Offline, More: r.More, Asked: []string{}, Skipped: []api.RenewalSkip{}}
 	for _, d := range r.Asked {
 		out.Asked = append(out.Asked, string(d))
 	}
@@ -171,13 +181,6 @@ func (s *Server) renewCertificates(c *call) (answer, error) {
 		out.Skipped = append(out.Skipped, api.RenewalSkip{Device: string(k.Device), Why: k.Why})
 	}
 	return ok(out)
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 func showCertificate(c pki.Certificate) api.Certificate {

@@ -9,7 +9,12 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 
 	"muster/api"
+	"muster/internal/access"
+	"muster/internal/dispatch"
+	"muster/internal/enroll"
 	"muster/internal/httpapi"
+	"muster/internal/inventory"
+	"muster/internal/ota"
 )
 
 var pathParam = regexp.MustCompile(`\{([a-z]+)\}`)
@@ -79,3 +84,13 @@ func TestAnOperationWithoutARoleDoesNotStartTheServer(t *testing.T) {
 		t.Error("it started without a port")
 	}
 }
+
+// The use cases that exist are the ports.
+var (
+	_ httpapi.Devices      = (*inventory.Inventory)(nil)
+	_ httpapi.Doors        = (*enroll.Enroller)(nil)
+	_ httpapi.Certificates = (*enroll.Enroller)(nil)
+	_ httpapi.Firmware     = (*ota.Catalog)(nil)
+	_ httpapi.Rollouts     = (*dispatch.Dispatcher)(nil)
+	_ httpapi.Operators    = (*access.Access)(nil)
+)

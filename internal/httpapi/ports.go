@@ -7,6 +7,7 @@ import (
 
 	"muster/internal/access"
 	"muster/internal/dispatch"
+	"muster/internal/enroll"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
@@ -27,7 +28,8 @@ type (
 		Update(ctx context.Context, at time.Time, id fleet.DeviceID, c inventory.Change, by string) (fleet.Device, error)
 	}
 
-	// Doors opens and closes the doors of a device. Each is idempotent; an unknown device is NotFound.
+	// Doors opens and closes the doors of a device. Each is idempotent; an unknown device is NotFound. It is
+	// enroll.Enroller.
 	Doors interface {
 		// Disable refuses the device everywhere and closes its connections.
 		Disable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
@@ -36,21 +38,21 @@ type (
 		NewPassword(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (password string, err error)
 	}
 
-	// Certificates is what lets devices in.
+	// Certificates is what lets devices in. It is enroll.Enroller.
 	Certificates interface {
 		// Issue signs a request (PKCS #10, DER) for a device. The same key gets the same certificate again.
-		Issue(ctx context.Context, at time.Time, id fleet.DeviceID, csr []byte, by string) (pki.Certificate, error)
+		Issue(ctx context.Context, at time.Time, id fleet.DeviceID, csr []byte, o enroll.IssueOptions) (pki.Certificate, error)
 		Certificate(ctx context.Context, s fleet.Serial) (pki.Certificate, error)
 		// CertificatesOf returns all of a device, oldest first; NotFound if there is no such device.
 		CertificatesOf(ctx context.Context, id fleet.DeviceID) ([]pki.Certificate, error)
 		// CertificatesEnding returns up to limit issued, active and superseded ones that end before before, soonest first.
 		CertificatesEnding(ctx context.Context, before time.Time, limit int) ([]pki.Certificate, error)
 		// Revoke is idempotent. reason is of RFC 5280 §5.3.1.
-		Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (Revocation, error)
-		Renew(ctx context.Context, at time.Time, p RenewalPass, by string) (Renewals, error)
+		Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (enroll.Revocation, error)
+		RenewPass(ctx context.Context, at time.Time, o enroll.RenewOptions) (enroll.Renewals, error)
 	}
 
-	// Recovery holds the certificate requests with a new key.
+	// Recovery holds the certificate requests with a new key. It is recovery's use case.
 	Recovery interface {
 		// Requests returns all of them, decided ones too, in id order.
 		Requests(ctx context.Context) ([]pki.Request, error)
@@ -102,38 +104,3 @@ type (
 		Record(ctx context.Context, e access.Entry) error
 	}
 )
-
-// Revocation reports what Certificates.Revoke did. Its durations count from the call.
-type Revocation struct {
-	Certificate pki.Certificate
-	Closed      int           // live connections that were closed
-	Stored      time.Duration // until new connections were refused
-	ClosedAfter time.Duration // until the live ones were closed
-	Checked     time.Duration // until it was looked again
-	Clean       bool          // none was found then
-	Detail      string        // what is still open, if not Clean
-}
-
-// RenewalPass says whom to ask to renew: those that are due if nothing is set.
-type RenewalPass struct {
-	Within  time.Duration    // those whose certificate ends within; 0: those that are due
-	All     bool             // every device
-	Devices []fleet.DeviceID // these
-	Limit   int              // devices at most; 0: as musterd is configured
-	DryRun  bool             // nobody is asked
-}
-
-// Renewals reports what Certificates.Renew did.
-type Renewals struct {
-	Asked   []fleet.DeviceID // now; in a dry run, that would be
-	Already int              // asked before and have not answered
-	Offline int              // of those asked
-	Skipped []Skip
-	More    bool // the limit left some out
-}
-
-// Skip is a device that was not asked to renew.
-type Skip struct {
-	Device fleet.DeviceID
-	Why    string
-}

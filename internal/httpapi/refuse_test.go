@@ -219,7 +219,6 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		"within 0s":                 {"POST", "/certificates/renewals", `{"within":"0s"}`, nil, 400, "duration_invalid"},
 		"within -1h":                {"POST", "/certificates/renewals", `{"within":"-1h"}`, nil, 400, "duration_invalid"},
 		"within 9999999h":           {"POST", "/certificates/renewals", `{"within":"9999999h"}`, nil, 400, "duration_invalid"},
-		"within and all":            {"POST", "/certificates/renewals", `{"within":"1h","all":true}`, nil, 400, "renewal_ambiguous"},
 		"soak -1h":                  {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0","plan":{"soak":"-1h"}}`, nil, 400, "duration_invalid"},
 		"device timeout 0s":         {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0","plan":{"device_timeout":"0s"}}`, nil, 400, "duration_invalid"},
 		"rollout of no release":     {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0"}`, nil, 404, "not_found"},

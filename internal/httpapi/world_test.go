@@ -26,6 +26,7 @@ import (
 	"muster/internal/access"
 	"muster/internal/blob"
 	"muster/internal/dispatch"
+	"muster/internal/enroll"
 	"muster/internal/fleet"
 	"muster/internal/httpapi"
 	"muster/internal/inventory"
@@ -291,10 +292,10 @@ func (d doors) NewPassword(ctx context.Context, at time.Time, id fleet.DeviceID,
 
 type certs struct{ db *bolt.DB }
 
-func (c certs) Issue(ctx context.Context, at time.Time, id fleet.DeviceID, csr []byte, by string) (out pki.Certificate, err error) {
+func (c certs) Issue(ctx context.Context, at time.Time, id fleet.DeviceID, csr []byte, o enroll.IssueOptions) (out pki.Certificate, err error) {
 	out = pki.Certificate{
 		Serial: "5f2c", Device: id, State: pki.Issued, Via: pki.ViaOperator, PublicKey: csr, KeyHash: fleet.HashOf(sha256.Sum256(csr)),
-		Chain: [][]byte{{1}, {2}}, NotBefore: at, NotAfter: at.Add(24 * time.Hour), IntendedAt: at, IssuedAt: at, By: by,
+		Chain: [][]byte{{1}, {2}}, NotBefore: at, NotAfter: at.Add(24 * time.Hour), IntendedAt: at, IssuedAt: at, By: o.By,
 	}
 	return out, c.db.Update(ctx, func(tx *bolt.Tx) error {
 		if _, err := tx.Device(id); err != nil {
@@ -319,8 +320,8 @@ func (c certs) CertificatesEnding(ctx context.Context, before time.Time, limit i
 	return out, err
 }
 
-func (c certs) Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (out httpapi.Revocation, err error) {
-	out = httpapi.Revocation{Closed: 1, Stored: time.Millisecond, ClosedAfter: 2 * time.Millisecond, Checked: time.Second, Clean: true}
+func (c certs) Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (out enroll.Revocation, err error) {
+	out = enroll.Revocation{Live: 1, Stored: time.Millisecond, Closed: 2 * time.Millisecond, Verified: time.Second, Clean: true}
 	err = c.db.Update(ctx, func(tx *bolt.Tx) error {
 		cert, err := tx.Certificate(s)
 		if err != nil {
@@ -338,8 +339,8 @@ func (c certs) Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason 
 	return out, err
 }
 
-func (c certs) Renew(ctx context.Context, at time.Time, p httpapi.RenewalPass, by string) (out httpapi.Renewals, err error) {
-	return httpapi.Renewals{Asked: p.Devices, Skipped: []httpapi.Skip{{Device: "d9", Why: "it has no certificate"}}}, nil
+func (c certs) RenewPass(_ context.Context, _ time.Time, o enroll.RenewOptions) (enroll.Renewals, error) {
+	return enroll.Renewals{Due: len(o.Devices), Asked: o.Devices, Skipped: []enroll.Skip{{Device: "d9", Why: "it has no certificate"}}}, nil
 }
 
 type recovery struct{ db *bolt.DB }
