@@ -52,7 +52,10 @@ func (e *Enroller) Revoke(ctx context.Context, at time.Time, s fleet.Serial, rea
 	if err != nil {
 		return r, err
 	}
-	defer e.releaseClosings(mine)
+	defer func() {
+		e.releaseClosings(mine)
+		kick(e.toClose) // whatever is left
+	}()
 	done := e.settle(ctx, at, start, list) // those that Run is closing, too: whoever asked waits for the proof
 	r.Attempts, r.Detail = done.attempts, done.detail
 	if !done.closedAt.IsZero() {
@@ -62,7 +65,6 @@ func (e *Enroller) Revoke(ctx context.Context, at time.Time, s fleet.Serial, rea
 		r.Clean, r.Detail = true, ""
 		r.Verified = time.Since(start)
 	}
-	kick(e.toClose) // whatever is left
 	again, err := e.Certificate(context.WithoutCancel(ctx), s)
 	if err == nil {
 		r.Certificate = again
