@@ -149,19 +149,22 @@ const (
 	unsatisfiable                // 416
 )
 
-// oneRange judges a Range header where http.ServeContent is too kind: several ranges become multipart, which no device
-// reads and which multiplies what is sent; and bytes=-0, the last no bytes, gets a 206 without a body, on which a client
-// that resumes would loop.
+// oneRange judges a Range header more strictly than http.ServeContent. Several ranges would become multipart, which no
+// device reads and which multiplies what is sent. bytes=-0, the last no bytes (also as -+0), would get a 206 without a
+// body, on which a client that resumes would loop.
 func oneRange(header string) verdict {
 	spec, ok := strings.CutPrefix(header, "bytes=")
 	if !ok {
-		return taken
+		return taken // none, or another unit
 	}
 	if strings.Contains(spec, ",") {
 		return ignored
 	}
-	suffix, ok := strings.CutPrefix(strings.TrimSpace(spec), "-")
-	if suffix = strings.TrimSpace(suffix); ok && suffix != "" && strings.Trim(suffix, "0") == "" {
+	first, last, ok := strings.Cut(strings.TrimSpace(spec), "-")
+	switch {
+	case !ok, strings.Trim(first+last, "0123456789") != "": // not the grammar of RFC 9110 §14.1.1
+		return unsatisfiable
+	case first == "" && strings.Trim(last, "0") == "":
 		return unsatisfiable
 	}
 	return taken

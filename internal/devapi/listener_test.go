@@ -145,8 +145,13 @@ func TestLimiter(t *testing.T) {
 
 func TestCounter(t *testing.T) {
 	c := newCounter(2)
-	if !c.enter("a") || !c.enter("a") || c.enter("a") || !c.enter("b") {
-		t.Error("wrong count")
+	for i, want := range []bool{true, true, false} {
+		if got := c.enter("a"); got != want {
+			t.Errorf("%d: %v", i, got)
+		}
+	}
+	if !c.enter("b") {
+		t.Error("another name has a count of its own")
 	}
 	c.leave("a")
 	if !c.enter("a") {

@@ -172,7 +172,7 @@ func TestVerifyRefuses(t *testing.T) {
 		}
 		return c
 	}
-	parsed, err := jose.ParseSigned(good, []jose.SignatureAlgorithm{jose.ES256})
+	parsed, err := jose.ParseSignedCompact(good, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		t.Fatal(err)
 	}
