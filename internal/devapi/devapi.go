@@ -82,7 +82,7 @@ type API struct {
 	cache    *cache
 	busy     *counter // requests under way, by device
 	failures *limiter // failed passwords, by address
-	requests *limiter // requests with a password, by device
+	requests *limiter // requests, by device
 }
 
 // New returns an API. It starts nothing.
@@ -119,8 +119,8 @@ func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc) *Server {
 	e.Use(a.recovered, noBody)
 	for _, m := range []string{http.MethodGet, http.MethodHead} {
 		// Not by an echo.Group: its catch-all would turn 405 into 404.
-		e.Add(m, "/fw/:name", a.image, who, a.oneOfFew)
-		e.Add(m, "/trust-bundle", a.trustBundle, who, a.oneOfFew)
+		e.Add(m, "/fw/:name", a.image, who, a.budget)
+		e.Add(m, "/trust-bundle", a.trustBundle, who, a.budget)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)

@@ -12,10 +12,10 @@ import (
 	"muster/internal/fleet"
 )
 
-// Budgets of the recovery listener. A password has 256 random bits, so nobody guesses one: failures are limited to spare
-// the log and the CPU, and never keep a right password out, not even from the same address (a whole site of devices may
-// be behind it). A device's own requests are limited so that a broken one does not starve the others; the burst holds
-// the ranges of a large image, which some clients fetch in pieces of 64 KiB (esp32.md §6.2).
+// Budgets. A password has 256 random bits, so nobody guesses one: failures are limited to spare the log and the CPU, and
+// never keep a right password out, not even from the same address (a whole site of devices may be behind it). A device's
+// own requests are limited so that a broken one does not starve the others; the burst holds the ranges of a large image,
+// which some clients fetch in pieces of 64 KiB (esp32.md §6.2).
 const (
 	failuresPerSecond = 0.2
 	failuresBurst     = 10
@@ -67,9 +67,6 @@ func (a *API) byPassword(next echo.HandlerFunc) echo.HandlerFunc {
 			}
 			return fleet.Errorf(fleet.Unauthorized, "user name (device id) and fallback password are needed")
 		}
-		if !a.requests.allow(string(device)) {
-			return fleet.Errorf(fleet.TooMany, "too many requests; try again later")
-		}
 		c.Set(deviceKey, device)
 		c.Set(recoveryKey, true)
 		return next(c)
@@ -98,10 +95,13 @@ func (a *API) refused(c echo.Context, device fleet.DeviceID, reason string) {
 		slog.String("device", string(device)), slog.String("reason", reason), slog.String("peer", c.Request().RemoteAddr))
 }
 
-// oneOfFew limits how much of the server one device may hold.
-func (a *API) oneOfFew(next echo.HandlerFunc) echo.HandlerFunc {
+// budget limits how much of the server one device may use, by either door.
+func (a *API) budget(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		device := string(deviceOf(c))
+		if !a.requests.allow(device) {
+			return fleet.Errorf(fleet.TooMany, "too many requests; try again later")
+		}
 		if !a.busy.enter(device) {
 			return fleet.Errorf(fleet.TooMany, "the device has %d requests under way already", perDevice)
 		}

@@ -246,6 +246,9 @@ func TestRequestsPerDevice(t *testing.T) {
 	if got[0] != 200 || got[2] != 200 || got[3] != 429 || got[4] != 429 {
 		t.Errorf("%v", got)
 	}
+	if res, _ := w.do(w.client(w.cert), "GET", w.path()); res.StatusCode != 429 {
+		t.Errorf("by the other door: %s", res.Status)
+	}
 	if res, _ := w.do(c, "GET", "https://"+w.recovery+"/trust-bundle", "Authorization", basic("d2", secret)); res.StatusCode != 200 {
 		t.Errorf("another device: %s", res.Status)
 	}
