@@ -15,21 +15,25 @@ import (
 	"time"
 )
 
+// identities is how many devices each client plays in turn: no device downloads without end, and muster would slow one
+// down that does.
+const identities = 16
+
 // deadline ends a download that hangs.
 const deadline = 30 * time.Second
 
-// measure lets every device download again and again until length is over and returns how many downloads were completed
+// measure lets every client download again and again until length is over and returns how many downloads were completed
 // by then. With check, bodies are compared with the image.
 func measure(site *site, s *server, length time.Duration, check bool) (int, error) {
 	var wg sync.WaitGroup
 	var done atomic.Int64
-	failed := make([]error, len(site.conf))
+	failed := make([]error, site.clients)
 	end := time.Now().Add(length)
-	for i, conf := range site.conf {
+	for i := range site.clients {
 		wg.Go(func() {
 			buf := make([]byte, 64<<10)
-			for time.Now().Before(end) {
-				if err := download(site, s.addr, conf, buf, check); err != nil {
+			for n := 0; time.Now().Before(end); n++ {
+				if err := download(site, s.addr, site.conf[i*identities+n%identities], buf, check); err != nil {
 					failed[i] = fmt.Errorf("%s: %w", s.name, err)
 					return
 				}

@@ -34,7 +34,7 @@ type options struct {
 func main() {
 	var o options
 	serve := flag.String("serve", "", "internal: serve muster's device API from this directory")
-	flag.IntVar(&o.clients, "clients", 32, "devices that download at the same time")
+	flag.IntVar(&o.clients, "clients", 32, "downloads at the same time")
 	flag.IntVar(&o.size, "size", 3<<19, "bytes of the image")
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds; each measures all servers, in another order")
 	flag.DurationVar(&o.length, "length", 1500*time.Millisecond, "length of one measurement")

@@ -31,8 +31,8 @@ import (
 // serveMuster serves the device API for the site in dir, until in ends: a real store with one running rollout in which
 // every device holds a grant. The number of devices is the first line of in; the address is the first line of out.
 func serveMuster(dir string, in io.Reader, out io.Writer) error {
-	var clients int
-	if _, err := fmt.Fscanln(in, &clients); err != nil {
+	var devices int
+	if _, err := fmt.Fscanln(in, &devices); err != nil {
 		return err
 	}
 	db, err := bolt.Open(filepath.Join(dir, "muster.db"), bolt.Options{NoSync: true})
@@ -58,7 +58,7 @@ func serveMuster(dir string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := grantAll(db, rel, clients); err != nil {
+	if err := grantAll(db, rel, devices); err != nil {
 		return err
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, fileChain), filepath.Join(dir, fileKey))
@@ -72,7 +72,7 @@ func serveMuster(dir string, in io.Reader, out io.Writer) error {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
 	api := devapi.New(devapi.Config{
-		Grants: catalog, Images: images, Admission: index(clients), TrustBundle: func() []byte { return ca }, Log: slog.New(slog.DiscardHandler),
+		Grants: catalog, Images: images, Admission: index(devices), TrustBundle: func() []byte { return ca }, Log: slog.New(slog.DiscardHandler),
 	})
 	conf := devapi.MutualTLS(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }, func() *x509.CertPool { return pool })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -118,15 +118,15 @@ func publish(dir string, catalog *ota.Catalog) (firmware.Release, error) {
 }
 
 // grantAll rolls rel out to all devices at once.
-func grantAll(db *bolt.DB, rel firmware.Release, clients int) error {
+func grantAll(db *bolt.DB, rel firmware.Release, devices int) error {
 	at := time.Now()
-	plan := rollout.Plan{Stages: []rollout.Stage{{Percent: 100}}, MaxInFlight: max(1, clients)}
+	plan := rollout.Plan{Stages: []rollout.Stage{{Percent: 100}}, MaxInFlight: max(1, devices)}
 	r, err := rollout.New("bench", rollout.Release{Product: rel.Product, Version: string(rel.Version), Image: rel.ImageHash}, plan, "bench", at)
 	if err != nil {
 		return err
 	}
 	var ids []fleet.DeviceID
-	for i := range clients {
+	for i := range devices {
 		ids = append(ids, deviceID(i))
 	}
 	events := []rollout.Event{rollout.Added{At: at, Devices: ids}, rollout.Started{At: at, Who: "bench"}}
@@ -164,9 +164,9 @@ func grantAll(db *bolt.DB, rel firmware.Release, clients int) error {
 // admitted is an index of admission records, as musterd holds it in memory.
 type admitted map[fleet.DeviceID]*admission.Record
 
-func index(clients int) admitted {
+func index(devices int) admitted {
 	all := admitted{}
-	for i := range clients {
+	for i := range devices {
 		all[deviceID(i)] = &admission.Record{
 			Device:       deviceID(i),
 			Certificates: [2]admission.Certificate{{Serial: fleet.SerialOf(serialOf(i)), NotAfter: time.Now().Add(24 * time.Hour)}},

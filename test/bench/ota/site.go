@@ -23,11 +23,12 @@ import (
 
 // site is what all servers share: one CA, one server certificate, one image, a certificate for each device.
 type site struct {
-	dir   string
-	image []byte
-	path  string // of the image in URLs
-	size  int
-	conf  []*tls.Config // one a device
+	dir     string
+	image   []byte
+	path    string // of the image in URLs
+	size    int
+	clients int
+	conf    []*tls.Config // one a device, identities for each client
 }
 
 // Files of a site, in its dir.
@@ -42,7 +43,7 @@ func deviceID(i int) fleet.DeviceID { return fleet.DeviceID(fmt.Sprintf("bench-%
 func serialOf(i int) *big.Int       { return big.NewInt(int64(0x1000 + i)) }
 
 func newSite(dir string, o options) (*site, error) {
-	s := &site{dir: dir, size: o.size, image: make([]byte, o.size)}
+	s := &site{dir: dir, size: o.size, clients: o.clients, image: make([]byte, o.size)}
 	if _, err := rand.Read(s.image); err != nil {
 		return nil, err
 	}
@@ -99,7 +100,7 @@ func (s *site) certify(o options) error {
 	if o.tls13 {
 		version = tls.VersionTLS13
 	}
-	for i := range o.clients {
+	for i := range o.clients * identities {
 		uri, err := url.Parse(wire.CertUser(deviceID(i), fleet.SerialOf(serialOf(i))))
 		if err != nil {
 			return err
