@@ -161,9 +161,10 @@ func holds(b []byte, is func(jsontext.Token) bool) bool {
 	}
 }
 
-// encode cannot fail on the types of this package; a failure is a fault of the program.
+// encode cannot fail on the types of this package; a failure is a fault of the program. Bytes that are no UTF-8 become
+// U+FFFD.
 func encode(v any) []byte {
-	b, err := json.Marshal(v, json.Deterministic(true))
+	b, err := json.Marshal(v, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		panic("wire: " + err.Error())
 	}
