@@ -29,21 +29,28 @@ func (e *Enroller) ComposeCert(tx Tx, at time.Time, id fleet.DeviceID, s fleet.S
 		return nil, err
 	}
 	order := wire.CertOrder{Op: wire.CertPush, Serial: s, Chain: c.Chain}
-	if newPassword && dev.Next == s && roomForPassword(dev.Passwords, s) {
-		plain, hash, err := newSecret()
-		if err != nil {
+	var hash fleet.Hash
+	room := roomForPassword(dev.Passwords, s)
+	if newPassword && dev.Next == s && room {
+		if order.Password, hash, err = newSecret(); err != nil {
 			return nil, err
 		}
-		order.Password = plain
-		dev.Passwords = append(dev.Passwords, fleet.Password{SHA256: hash, Since: at, With: s})
 	}
 	payloads, err := wire.SplitCert(order, wire.Budget(wire.DownTopic(id, wire.DownCert), st.Buffer))
-	if err != nil || order.Password == "" {
-		return payloads, err
+	switch {
+	case err != nil:
+		return nil, err
+	case order.Password != "":
+		dev.Passwords = append(dev.Passwords, fleet.Password{SHA256: hash, Since: at, With: s})
+		return payloads, tx.PutDevice(dev)
+	case newPassword && !c.Bare:
+		c.Bare = true
+		return payloads, tx.PutCertificate(c)
 	}
-	return payloads, tx.PutDevice(dev)
+	return payloads, nil
 }
 
+// roomForPassword reports whether one more password may go with certificate s.
 func roomForPassword(list []fleet.Password, s fleet.Serial) bool {
 	n := 0
 	for _, p := range list {

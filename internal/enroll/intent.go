@@ -109,7 +109,7 @@ func (e *Enroller) RequestKey(tx Tx, at time.Time, id fleet.DeviceID, key pki.CS
 		return e.Refuse(tx, at, id, via, err)
 	}
 	if c.State != pki.Intended {
-		return tx.Enqueue(certEntry(at, id, vhostOf(via), c.Serial)) // signed already: it is delivered again
+		return offer(tx, at, c, vhostOf(via)) // signed already: it is delivered again
 	}
 	e.Kick()
 	return nil
@@ -139,8 +139,15 @@ func vhostOf(via pki.Via) string {
 	return wire.VhostDevices
 }
 
-func certEntry(at time.Time, id fleet.DeviceID, vhost string, s fleet.Serial) downlink.Entry {
-	return downlink.Entry{Device: id, Vhost: vhost, Kind: downlink.Cert, Ref: string(s), At: at}
+// offer puts a certificate into the outbox for its device. Only over the fallback does a password go with it.
+func offer(tx Tx, at time.Time, c pki.Certificate, vhost string) error {
+	if vhost != wire.VhostFallback && !c.Bare {
+		c.Bare = true
+		if err := tx.PutCertificate(c); err != nil {
+			return err
+		}
+	}
+	return tx.Enqueue(downlink.Entry{Device: c.Device, Vhost: vhost, Kind: downlink.Cert, Ref: string(c.Serial), At: at})
 }
 
 // wish is what a request asks beyond its key.

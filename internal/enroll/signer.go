@@ -177,6 +177,7 @@ func (e *Enroller) finish(tx Tx, at time.Time, s fleet.Serial, signed pki.Signed
 		return c, err
 	}
 	c.Chain, c.NotBefore, c.NotAfter = signed.Chain, signed.NotBefore, signed.NotAfter
+	c.Bare = c.Via != pki.ViaRecovery // as offer would note below, with a write of its own
 	if err := tx.PutCertificate(c); err != nil {
 		return c, err
 	}
@@ -188,7 +189,7 @@ func (e *Enroller) finish(tx Tx, at time.Time, s fleet.Serial, signed pki.Signed
 		return c, err
 	}
 	if c.Via != pki.ViaOperator { // an operator gets it in the answer
-		if err := tx.Enqueue(certEntry(at, c.Device, vhostOf(c.Via), s)); err != nil {
+		if err := offer(tx, at, c, vhostOf(c.Via)); err != nil {
 			return c, err
 		}
 	}

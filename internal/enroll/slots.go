@@ -1,7 +1,6 @@
 package enroll
 
 import (
-	"slices"
 	"time"
 
 	"muster/internal/downlink"
@@ -40,7 +39,9 @@ func (e *Enroller) Connected(tx Tx, at time.Time, id fleet.DeviceID, s fleet.Ser
 	if !c.IntendedAt.Before(dev.RenewSince) {
 		dev.RenewSince, dev.RenewAsked = time.Time{}, time.Time{}
 	}
-	dev.Passwords = keepPasswords(dev.Passwords, s)
+	if !c.Bare {
+		dev.Passwords = keepPasswords(dev.Passwords, s)
+	}
 	if err := tx.PutDevice(dev); err != nil {
 		return err
 	}
@@ -76,7 +77,7 @@ func (e *Enroller) OpenIntents(tx Tx, at time.Time, id fleet.DeviceID, vhost str
 			return err
 		}
 		if c.State.Live() && c.Via != pki.ViaOperator && at.Before(c.NotAfter) {
-			return tx.Enqueue(certEntry(at, id, vhost, c.Serial))
+			return offer(tx, at, c, vhost)
 		}
 	}
 	if !dev.RenewSince.IsZero() && vhost == wire.VhostDevices {
@@ -88,11 +89,11 @@ func (e *Enroller) OpenIntents(tx Tx, at time.Time, id fleet.DeviceID, vhost str
 // Bounds of a device's fallback passwords.
 const (
 	maxGenerations = 5  // that were sent with one certificate
-	maxPasswords   = 16 // in all
+	maxPasswords   = 16 // in all; only an operator's new one makes room then
 )
 
-// keepPasswords returns the passwords that live on once a device has used certificate s: those that came with it, if any
-// did. All of them stay if the bound was reached, for then the last delivery brought none, and the device may still use an older one.
+// keepPasswords returns the passwords that live on once a device has used certificate s, which always came with one:
+// those that did.
 func keepPasswords(list []fleet.Password, s fleet.Serial) []fleet.Password {
 	var with []fleet.Password
 	for _, p := range list {
@@ -100,8 +101,8 @@ func keepPasswords(list []fleet.Password, s fleet.Serial) []fleet.Password {
 			with = append(with, p)
 		}
 	}
-	if len(with) == 0 || len(with) >= maxGenerations {
-		return list
+	if len(with) == 0 {
+		return list // it was never sent
 	}
-	return slices.Clip(with)
+	return with
 }

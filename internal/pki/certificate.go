@@ -71,6 +71,10 @@ type Certificate struct {
 	Reason       int       `json:"reason,omitempty"` // RFC 5280 §5.3.1, of a revocation
 	By           string    `json:"by,omitempty"`     // operator who asked for or revoked it
 
+	// Bare says that it was also offered without a fallback password: using it does not prove that the device holds the
+	// newest password, so the older ones must live on.
+	Bare bool `json:"bare,omitempty"`
+
 	// Of a revoked or expired certificate: when its sessions were first closed, and when a later look found none.
 	ClosedAt   time.Time `json:"closed_at,omitzero"`
 	VerifiedAt time.Time `json:"verified_at,omitzero"`
