@@ -50,43 +50,43 @@ func (e CertificateState) Valid() bool {
 
 // Defines values for JobState.
 const (
-	Accepted    JobState = "accepted"
-	Cancelled   JobState = "cancelled"
-	Downloading JobState = "downloading"
-	Failed      JobState = "failed"
-	Granted     JobState = "granted"
-	Installed   JobState = "installed"
-	Pending     JobState = "pending"
-	RolledBack  JobState = "rolled-back"
-	Skipped     JobState = "skipped"
-	Succeeded   JobState = "succeeded"
-	TimedOut    JobState = "timed-out"
+	JobStateAccepted    JobState = "accepted"
+	JobStateCancelled   JobState = "cancelled"
+	JobStateDownloading JobState = "downloading"
+	JobStateFailed      JobState = "failed"
+	JobStateGranted     JobState = "granted"
+	JobStateInstalled   JobState = "installed"
+	JobStatePending     JobState = "pending"
+	JobStateRolledBack  JobState = "rolled-back"
+	JobStateSkipped     JobState = "skipped"
+	JobStateSucceeded   JobState = "succeeded"
+	JobStateTimedOut    JobState = "timed-out"
 )
 
 // Valid indicates whether the value is a known member of the JobState enum.
 func (e JobState) Valid() bool {
 	switch e {
-	case Accepted:
+	case JobStateAccepted:
 		return true
-	case Cancelled:
+	case JobStateCancelled:
 		return true
-	case Downloading:
+	case JobStateDownloading:
 		return true
-	case Failed:
+	case JobStateFailed:
 		return true
-	case Granted:
+	case JobStateGranted:
 		return true
-	case Installed:
+	case JobStateInstalled:
 		return true
-	case Pending:
+	case JobStatePending:
 		return true
-	case RolledBack:
+	case JobStateRolledBack:
 		return true
-	case Skipped:
+	case JobStateSkipped:
 		return true
-	case Succeeded:
+	case JobStateSucceeded:
 		return true
-	case TimedOut:
+	case JobStateTimedOut:
 		return true
 	default:
 		return false
@@ -95,19 +95,19 @@ func (e JobState) Valid() bool {
 
 // Defines values for RecoveryState.
 const (
-	Approved RecoveryState = "approved"
-	Denied   RecoveryState = "denied"
-	Waiting  RecoveryState = "waiting"
+	RecoveryStateApproved RecoveryState = "approved"
+	RecoveryStateDenied   RecoveryState = "denied"
+	RecoveryStateWaiting  RecoveryState = "waiting"
 )
 
 // Valid indicates whether the value is a known member of the RecoveryState enum.
 func (e RecoveryState) Valid() bool {
 	switch e {
-	case Approved:
+	case RecoveryStateApproved:
 		return true
-	case Denied:
+	case RecoveryStateDenied:
 		return true
-	case Waiting:
+	case RecoveryStateWaiting:
 		return true
 	default:
 		return false
@@ -146,19 +146,19 @@ func (e RevocationReason) Valid() bool {
 
 // Defines values for Role.
 const (
-	Admin    Role = "admin"
-	Operator Role = "operator"
-	Viewer   Role = "viewer"
+	RoleAdmin    Role = "admin"
+	RoleOperator Role = "operator"
+	RoleViewer   Role = "viewer"
 )
 
 // Valid indicates whether the value is a known member of the Role enum.
 func (e Role) Valid() bool {
 	switch e {
-	case Admin:
+	case RoleAdmin:
 		return true
-	case Operator:
+	case RoleOperator:
 		return true
-	case Viewer:
+	case RoleViewer:
 		return true
 	default:
 		return false
@@ -167,31 +167,31 @@ func (e Role) Valid() bool {
 
 // Defines values for RolloutState.
 const (
-	Aborted   RolloutState = "aborted"
-	Completed RolloutState = "completed"
-	Draft     RolloutState = "draft"
-	Halted    RolloutState = "halted"
-	Halting   RolloutState = "halting"
-	Paused    RolloutState = "paused"
-	Running   RolloutState = "running"
+	RolloutStateAborted   RolloutState = "aborted"
+	RolloutStateCompleted RolloutState = "completed"
+	RolloutStateDraft     RolloutState = "draft"
+	RolloutStateHalted    RolloutState = "halted"
+	RolloutStateHalting   RolloutState = "halting"
+	RolloutStatePaused    RolloutState = "paused"
+	RolloutStateRunning   RolloutState = "running"
 )
 
 // Valid indicates whether the value is a known member of the RolloutState enum.
 func (e RolloutState) Valid() bool {
 	switch e {
-	case Aborted:
+	case RolloutStateAborted:
 		return true
-	case Completed:
+	case RolloutStateCompleted:
 		return true
-	case Draft:
+	case RolloutStateDraft:
 		return true
-	case Halted:
+	case RolloutStateHalted:
 		return true
-	case Halting:
+	case RolloutStateHalting:
 		return true
-	case Paused:
+	case RolloutStatePaused:
 		return true
-	case Running:
+	case RolloutStateRunning:
 		return true
 	default:
 		return false

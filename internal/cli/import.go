@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"muster/api"
+	"muster/internal/client"
+)
+
+// importBatch is how many devices are registered in one call.
+const importBatch = 1000
+
+// importDevices registers the devices of a CSV file, batch after batch.
+func (a *app) importDevices(ctx context.Context, file string) error {
+	in := a.env.Stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in = f
+	}
+	ds, err := readDevices(in)
+	if err != nil {
+		return err
+	}
+	var total api.DeviceImportReport
+	m := a.ui.meter("adding devices", int64(len(ds)), func(n int64) string { return fmt.Sprint(n) })
+	done := 0
+	for batch := range slices.Chunk(ds, importBatch) {
+		rep, err := client.Read[api.DeviceImportReport](a.client.ImportDevices(ctx, api.DeviceImport{Devices: batch}))
+		if err != nil {
+			m.end()
+			if done > 0 {
+				a.ui.note("the first %d devices are registered; mend the file and add it again", done)
+			}
+			return err
+		}
+		total.Created += rep.Created
+		total.Unchanged += rep.Unchanged
+		done += len(batch)
+		if len(ds) > importBatch {
+			m.set(int64(done))
+		}
+	}
+	m.end()
+	return a.ui.show(total, func() { a.ui.printf("added %d, unchanged %d\n", total.Created, total.Unchanged) })
+}
+
+// readDevices reads a CSV file (RFC 4180) whose first line names its columns: id, product, hardware, label:KEY.
+func readDevices(r io.Reader) ([]api.NewDevice, error) {
+	c := csv.NewReader(r)
+	head, err := c.Read()
+	if err != nil {
+		return nil, usagef("the CSV file has no line that names its columns")
+	}
+	head[0] = strings.TrimPrefix(head[0], "\ufeff") // spreadsheets begin a file with it
+	var needed int
+	for _, h := range head {
+		switch key, isLabel := strings.CutPrefix(h, "label:"); {
+		case h == "id", h == "product":
+			needed++
+		case h == "hardware", isLabel && key != "":
+		default:
+			return nil, usagef("the CSV file has a column that is none of id, product, hardware, label:KEY")
+		}
+	}
+	if needed != 2 || len(slices.Compact(slices.Sorted(slices.Values(head)))) != len(head) {
+		return nil, usagef("the CSV file needs the columns id and product, and each column once")
+	}
+	var out []api.NewDevice
+	for {
+		row, err := c.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, usagef("the CSV file: %v", err)
+		}
+		d := api.NewDevice{Labels: api.Labels{}}
+		for i, h := range head {
+			switch v := strings.TrimSpace(row[i]); h {
+			case "id":
+				d.ID = v
+			case "product":
+				d.Product = v
+			case "hardware":
+				d.Hardware = v
+			default:
+				if v != "" {
+					d.Labels[strings.TrimPrefix(h, "label:")] = v
+				}
+			}
+		}
+		out = append(out, d)
+	}
+	if len(out) == 0 {
+		return nil, usagef("the CSV file holds no device")
+	}
+	return out, nil
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,211 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"muster/api"
+	"muster/internal/client"
+)
+
+func (a *app) tokenCmd() *cobra.Command {
+	in := api.NewToken{}
+	var role, out string
+	create := &cobra.Command{
+		Use: "create NAME --role ROLE", Short: "make a token; its secret is shown this once", Args: cobra.ExactArgs(1),
+		Long: "Makes a token. viewer reads, operator changes devices, certificates, releases and rollouts, admin also tokens and signing keys.",
+	}
+	create.Flags().StringVar(&role, "role", "", "viewer, operator or admin")
+	create.Flags().StringVar(&in.ExpiresIn, "expires-in", "2160h", "how long it works, like 720h, or never")
+	create.Flags().StringVar(&out, "out", "", "write the secret to this file, which must not exist, instead of printing it")
+	_ = create.MarkFlagRequired("role")
+	_ = create.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"viewer", "operator", "admin"}, cobra.ShellCompDirectiveNoFileComp))
+	a.online(create, func(ctx context.Context, args []string) error {
+		in.Name, in.Role = args[0], api.Role(role)
+		if out != "" && exists(out) {
+			return usagef("%s exists already", out)
+		}
+		t, err := client.Read[api.CreatedToken](a.client.CreateToken(ctx, in))
+		if err != nil {
+			return err
+		}
+		if out != "" {
+			if err := replaceFile(out, []byte(t.Secret+"\n"), 0o600); err != nil {
+				return fmt.Errorf("token %s was made, but its secret could not be kept; delete it: %w", clean(t.Token.Name), err)
+			}
+			t.Secret = ""
+		}
+		return a.ui.show(t, func() {
+			if out != "" {
+				a.ui.printf("wrote token %s to %s\n", clean(t.Token.Name), out)
+				return
+			}
+			a.ui.printf("%s\n", clean(t.Secret))
+			a.ui.note("this is the only time that it is shown")
+		})
+	})
+	list := a.online(&cobra.Command{Use: "list", Short: "list tokens", Args: cobra.NoArgs}, func(ctx context.Context, _ []string) error {
+		l, err := client.Read[api.TokenList](a.client.ListTokens(ctx))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(l.Items, func() {
+			t := a.ui.table("NAME", "ROLE", "LEFT", "MADE", "BY")
+			for _, k := range l.Items {
+				left := cell{text: "for ever"}
+				if !k.ExpiresAt.IsZero() {
+					if left.text = a.ui.left(k.ExpiresAt); left.text == "over" {
+						left.shade = red
+					}
+				}
+				t.row(k.Name, string(k.Role), left, a.ui.ago(k.CreatedAt), k.CreatedBy)
+			}
+			t.print()
+		})
+	})
+	del := a.online(&cobra.Command{Use: "delete NAME", Short: "delete a token; it stops working at once", Args: cobra.ExactArgs(1)}, func(ctx context.Context, args []string) error {
+		if err := client.Done(a.client.DeleteToken(ctx, args[0])); err != nil {
+			return err
+		}
+		return a.ui.show(map[string]string{"deleted": args[0]}, func() { a.ui.printf("deleted token %s\n", clean(args[0])) })
+	})
+	return group("token", "who may use the API", create, list, del)
+}
+
+func (a *app) auditCmd() *cobra.Command {
+	var limit int
+	c := &cobra.Command{Use: "audit", Short: "show who did what, newest first", Args: cobra.NoArgs}
+	c.Flags().IntVar(&limit, "limit", 50, "at most this many lines; 0: all")
+	return a.online(c, func(ctx context.Context, _ []string) error {
+		es, err := take(limit, func(cursor string) ([]api.AuditEntry, string, error) {
+			p := api.ListAuditParams{Limit: 500, Cursor: cursor}
+			if limit > 0 && limit < 500 {
+				p.Limit = limit
+			}
+			l, err := client.Read[api.AuditList](a.client.ListAudit(ctx, &p))
+			return l.Items, l.NextCursor, err
+		})
+		if err != nil {
+			return err
+		}
+		return a.ui.show(es, func() {
+			t := a.ui.table("WHEN", "WHO", "WHAT", "ON", "DETAILS")
+			for _, e := range es {
+				t.row(text(e.At), e.Who, e.What, e.On, e.Details)
+			}
+			t.print()
+		})
+	})
+}
+
+func (a *app) recoveryCmd() *cobra.Command {
+	var all bool
+	list := &cobra.Command{Use: "list", Short: "list locked-out devices that ask for a certificate with a new key", Args: cobra.NoArgs}
+	list.Flags().BoolVar(&all, "all", false, "those that were decided, too")
+	a.online(list, func(ctx context.Context, _ []string) error {
+		p := api.ListRecoveryRequestsParams{Limit: 500, State: api.RecoveryStateWaiting}
+		if all {
+			p.State = ""
+		}
+		rs, err := take(0, func(cursor string) ([]api.RecoveryRequest, string, error) {
+			p.Cursor = cursor
+			l, err := client.Read[api.RecoveryRequestList](a.client.ListRecoveryRequests(ctx, &p))
+			return l.Items, l.NextCursor, err
+		})
+		if err != nil {
+			return err
+		}
+		return a.ui.show(rs, func() {
+			if len(rs) == 0 {
+				a.ui.note("no requests are waiting")
+				return
+			}
+			t := a.ui.table("ID", "DEVICE", "STATE", "ASKED", "KEY SHA256", "DECIDED BY")
+			for _, r := range rs {
+				t.row(r.ID, r.Device, cell{string(r.State), stateShade(string(r.State))}, a.ui.ago(r.AskedAt), r.KeySHA256, r.By)
+			}
+			t.print()
+		})
+	})
+	approve := a.online(&cobra.Command{
+		Use: "approve ID", Short: "give the device a certificate for its new key", Args: cobra.ExactArgs(1),
+		Long: "Approves a request. Compare the key's SHA-256 with what the device shows, if it can show it: whoever has the fallback password can ask.",
+	}, func(ctx context.Context, args []string) error {
+		r, err := client.Read[api.RecoveryRequest](a.client.ApproveRecoveryRequest(ctx, args[0]))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(r, func() { a.ui.printf("approved %s of %s\n", clean(r.ID), clean(r.Device)) })
+	})
+	deny := a.online(&cobra.Command{Use: "deny ID", Short: "refuse the new key", Args: cobra.ExactArgs(1)}, func(ctx context.Context, args []string) error {
+		r, err := client.Read[api.RecoveryRequest](a.client.DenyRecoveryRequest(ctx, args[0]))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(r, func() { a.ui.printf("denied %s of %s\n", clean(r.ID), clean(r.Device)) })
+	})
+	return group("recovery", "locked-out devices", list, approve, deny)
+}
+
+func (a *app) quarantineCmd() *cobra.Command {
+	var limit int
+	list := &cobra.Command{Use: "list", Short: "list messages that could not be handled, oldest first", Args: cobra.NoArgs}
+	list.Flags().IntVar(&limit, "limit", 100, "at most this many; 0: all")
+	a.online(list, func(ctx context.Context, _ []string) error {
+		qs, err := take(limit, func(cursor string) ([]api.Quarantined, string, error) {
+			l, err := client.Read[api.QuarantineList](a.client.ListQuarantine(ctx, &api.ListQuarantineParams{Limit: 500, Cursor: cursor}))
+			return l.Items, l.NextCursor, err
+		})
+		if err != nil {
+			return err
+		}
+		return a.ui.show(qs, func() {
+			if len(qs) == 0 {
+				a.ui.note("nothing is in quarantine")
+				return
+			}
+			t := a.ui.table("NUMBER", "WHEN", "VHOST", "KEY", "BYTES", "REASON", "DETAILS")
+			for _, q := range qs {
+				t.row(q.Seq, a.ui.ago(q.At), q.Vhost, q.Key, q.Size, q.Reason, q.Details)
+			}
+			t.print()
+		})
+	})
+	show := a.online(&cobra.Command{Use: "show NUMBER", Short: "show one with the start of its body", Args: cobra.ExactArgs(1)}, func(ctx context.Context, args []string) error {
+		n, err := number(args[0])
+		if err != nil {
+			return err
+		}
+		q, err := client.Read[api.Quarantined](a.client.GetQuarantined(ctx, n))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(q, func() {
+			a.ui.facts("number", fmt.Sprint(q.Seq), "when", q.At, "vhost", q.Vhost, "key", q.Key, "bytes", fmt.Sprint(q.Size), "reason", q.Reason, "details", q.Details, "body", string(q.Body))
+		})
+	})
+	drop := a.online(&cobra.Command{Use: "drop NUMBER...", Short: "remove messages", Args: cobra.MinimumNArgs(1)}, func(ctx context.Context, args []string) error {
+		for _, arg := range args {
+			n, err := number(arg)
+			if err != nil {
+				return err
+			}
+			if err := client.Done(a.client.DropQuarantined(ctx, n)); err != nil {
+				return err
+			}
+		}
+		return a.ui.show(map[string]int{"dropped": len(args)}, func() { a.ui.printf("dropped %d\n", len(args)) })
+	})
+	return group("quarantine", "messages that could not be handled", list, show, drop)
+}
+
+func number(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || n == 0 {
+		return 0, usagef("name a message by its number")
+	}
+	return n, nil
+}

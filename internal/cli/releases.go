@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"muster/api"
+	"muster/internal/client"
+)
+
+func (a *app) firmwareCmd() *cobra.Command {
+	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.keysCmd())
+	c.AddCommand(a.offlineFirmware()...)
+	return c
+}
+
+// maxManifest is the longest signed manifest, in bytes.
+const maxManifest = 8 << 10
+
+// readInput reads a file of at most max bytes, or standard input if it is -.
+func (a *app) readInput(file string, max int64) ([]byte, error) {
+	in := a.env.Stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	raw, err := io.ReadAll(io.LimitReader(in, max+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(raw)) > max {
+		return nil, usagef("%s is longer than %d bytes: is it the right file?", file, max)
+	}
+	return raw, nil
+}
+
+func (a *app) firmwareUpload() *cobra.Command {
+	var manifest string
+	c := &cobra.Command{
+		Use: "upload IMAGE [--manifest FILE]", Short: "publish a signed release", Args: cobra.ExactArgs(1),
+		Long: `Publishes an image with the manifest that muster firmware sign made; without --manifest, that is IMAGE.jws. A release never
+changes: uploading the same again is harmless, another image needs another version.`,
+	}
+	c.Flags().StringVar(&manifest, "manifest", "", "file with the signed manifest")
+	return a.online(c, func(ctx context.Context, args []string) error {
+		jws, err := a.readInput(first(manifest, args[0]+".jws"), maxManifest)
+		if err != nil {
+			return err
+		}
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		fi, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if !fi.Mode().IsRegular() || fi.Size() == 0 {
+			return usagef("%s is not a file with an image", args[0])
+		}
+		m := a.ui.meter("uploading", fi.Size(), size)
+		rel, created, err := a.client.Upload(ctx, strings.TrimSpace(string(jws)), f, fi.Size(), m.set)
+		m.end()
+		if err != nil {
+			return err
+		}
+		return a.ui.show(rel, func() {
+			verb := "published"
+			if !created {
+				verb = "was published before:"
+			}
+			a.ui.printf("%s %s %s, %s\n", verb, clean(rel.Product), clean(rel.Version), size(rel.Size))
+		})
+	})
+}
+
+func (a *app) firmwareList() *cobra.Command {
+	p := api.ListReleasesParams{Limit: 500}
+	c := &cobra.Command{Use: "list", Short: "list releases", Args: cobra.NoArgs}
+	c.Flags().StringVar(&p.Product, "product", "", "only of this product")
+	return a.online(c, func(ctx context.Context, _ []string) error {
+		rs, err := take(0, func(cursor string) ([]api.Release, string, error) {
+			p.Cursor = cursor
+			l, err := client.Read[api.ReleaseList](a.client.ListReleases(ctx, &p))
+			return l.Items, l.NextCursor, err
+		})
+		if err != nil {
+			return err
+		}
+		return a.ui.show(rs, func() {
+			if len(rs) == 0 {
+				a.ui.note("no releases")
+				return
+			}
+			t := a.ui.table("PRODUCT", "VERSION", "SIZE", "CHIP", "IMAGE", "KEY", "UPLOADED", "BY")
+			for _, r := range rs {
+				t.row(r.Product, r.Version, size(r.Size), r.Chip, short(r.ImageHash), short(r.KeyID), a.ui.ago(r.UploadedAt), r.UploadedBy)
+			}
+			t.print()
+		})
+	})
+}
+
+// short shows enough of a hash to tell it from others.
+func short(s string) string { return s[:min(12, len(s))] }
+
+func (a *app) firmwareShow() *cobra.Command {
+	c := &cobra.Command{Use: "show PRODUCT VERSION", Short: "show a release", Args: cobra.ExactArgs(2)}
+	return a.online(c, func(ctx context.Context, args []string) error {
+		r, err := client.Read[api.Release](a.client.GetRelease(ctx, args[0], args[1]))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(r, func() {
+			secure := ""
+			if r.SecureVersion > 0 {
+				secure = fmt.Sprint(r.SecureVersion)
+			}
+			a.ui.facts("product", r.Product, "version", r.Version, "size", fmt.Sprintf("%d bytes", r.Size), "sha256", r.SHA256, "image hash", r.ImageHash,
+				"chip", r.Chip, "secure version", secure, "minimum version", r.MinVersion, "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
+		})
+	})
+}
+
+func (a *app) keysCmd() *cobra.Command {
+	var product string
+	add := &cobra.Command{
+		Use: "add FILE", Short: "register a public key (PEM) that may sign releases", Args: cobra.ExactArgs(1),
+	}
+	add.Flags().StringVar(&product, "product", "", "the product whose releases it may sign; without: every product")
+	a.online(add, func(ctx context.Context, args []string) error {
+		raw, err := a.readInput(args[0], 64<<10)
+		if err != nil {
+			return err
+		}
+		k, err := client.Read[api.SigningKey](a.client.AddSigningKey(ctx, api.NewSigningKey{Product: product, PublicKey: string(raw)}))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(k, func() { a.ui.printf("registered key %s\n", clean(k.ID)) })
+	})
+	list := a.online(&cobra.Command{Use: "list", Short: "list signing keys", Args: cobra.NoArgs}, func(ctx context.Context, _ []string) error {
+		l, err := client.Read[api.SigningKeyList](a.client.ListSigningKeys(ctx))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(l.Items, func() {
+			if len(l.Items) == 0 {
+				a.ui.note("no signing keys: make one with muster firmware keygen, and add it")
+				return
+			}
+			t := a.ui.table("ID", "PRODUCT", "STATE", "ADDED", "BY")
+			for _, k := range l.Items {
+				state := cell{"active", green}
+				if k.Revoked {
+					state = cell{"revoked", red}
+				}
+				t.row(k.ID, first(k.Product, "every"), state, a.ui.ago(k.AddedAt), k.AddedBy)
+			}
+			t.print()
+		})
+	})
+	revoke := a.online(&cobra.Command{Use: "revoke ID", Short: "take a signing key out of use for good", Args: cobra.ExactArgs(1)}, func(ctx context.Context, args []string) error {
+		k, err := client.Read[api.SigningKey](a.client.RevokeSigningKey(ctx, args[0]))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(k, func() { a.ui.printf("revoked key %s\n", clean(k.ID)) })
+	})
+	return group("keys", "the keys that may sign releases", add, list, revoke)
+}
