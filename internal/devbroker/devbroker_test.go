@@ -157,6 +157,7 @@ func TestNothingIsLeftWhenTheStarterIsKilled(t *testing.T) {
 		if left = traces(t, dir); len(left) == 0 {
 			return
 		}
+		<-time.After(20 * time.Millisecond)
 	}
 	t.Errorf("left behind: %q", left)
 }

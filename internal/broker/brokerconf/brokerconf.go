@@ -144,7 +144,6 @@ func (c Config) main() []byte {
 	set("mqtt.listeners.ssl.1", addr(c.MQTTAddress, c.MQTTPort))
 	set("mqtt.listeners.ssl.2", addr(c.MQTTAddress, c.FallbackPort))
 	set("ssl_handshake_timeout", 5000)
-	set("mqtt.login_timeout", 10000)
 
 	section("One TLS block for all of them: a certificate is verified if there is one; the auth backend demands it on the first port.")
 	set("ssl_options.cacertfile", c.DeviceCA)
@@ -186,7 +185,11 @@ func (c Config) main() []byte {
 		set("auth_http.ssl_options.certfile", c.AuthCert)
 		set("auth_http.ssl_options.keyfile", c.AuthKey)
 	}
-	set("loopback_users", "none")
+	if ip := net.ParseIP(c.AdminAddress); ip.IsLoopback() {
+		set("loopback_users."+UserAdmin, "true")
+	} else {
+		set("loopback_users", "none")
+	}
 
 	section("Limits.")
 	set("mqtt.max_packet_size_unauthenticated", maxPacketBefore)
