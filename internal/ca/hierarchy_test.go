@@ -159,31 +159,24 @@ func TestWriteAndLoad(t *testing.T) {
 	if err := os.Remove(key); err != nil {
 		t.Fatal(err)
 	}
+	der, err := x509.MarshalPKCS8PrivateKey(h.Device.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(dir, pass); !fleet.Is(err, fleet.Invalid) || !strings.Contains(err.Error(), "encrypted") {
+		t.Errorf("a key without a passphrase: %v", err)
+	}
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Load(dir, pass); !fleet.Is(err, fleet.Invalid) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a missing key: %v", err)
 	}
 	if _, err := Load(filepath.Join(dir, "nowhere"), pass); !fleet.Is(err, fleet.Invalid) {
 		t.Errorf("no folder: %v", err)
-	}
-}
-
-// An unencrypted key in the folder is refused, whatever the passphrase.
-func TestLoadRefusesPlainKeys(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "pki")
-	pass := []byte("correct horse battery")
-	h := hierarchy(t)
-	if err := Write(h, dir, pass); err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(h.Device.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, fileDevice+extKey), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Load(dir, pass); !fleet.Is(err, fleet.Invalid) {
-		t.Errorf("got %v", err)
 	}
 }
 

@@ -182,11 +182,11 @@ func TestRevokeClosesAgain(t *testing.T) {
 		c := r.enrolled(at, dev)
 		user := wire.CertUser(dev, c.Serial)
 		r.online(dev, c.Serial)
-		r.broker.onClose = func(u string) {
+		r.broker.onClosing(func(u string) {
 			if u == user && r.broker.closes(user) == 1 {
 				go func() { time.Sleep(3 * time.Second); r.broker.connect(user) }()
 			}
-		}
+		})
 		rev, err := r.e.Revoke(t.Context(), at, c.Serial, 0, "ops")
 		if err != nil {
 			t.Fatal(err)
@@ -228,7 +228,7 @@ func TestRevokeWithoutBroker(t *testing.T) {
 				r.broker.fail(nil)
 				time.Sleep(2 * time.Minute)
 				stop()
-				if r.broker.closes(user) == 0 || r.broker.open[user] || len(r.closings()) != 0 {
+				if r.broker.closes(user) == 0 || r.broker.isOpen(user) || len(r.closings()) != 0 {
 					t.Error("the session lives on")
 				}
 				if got := r.cert(c.Serial); got.ClosedAt.IsZero() || got.VerifiedAt.IsZero() {
@@ -280,13 +280,13 @@ func TestDisableAndEnable(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if r.broker.open[user] || !r.device(dev).Disabled || time.Since(at) > time.Millisecond {
+		if r.broker.isOpen(user) || !r.device(dev).Disabled || time.Since(at) > time.Millisecond {
 			t.Error("not thrown out at once")
 		}
 		time.Sleep(time.Second)
 		r.broker.connect(user) // a connect that was under way
 		time.Sleep(time.Minute)
-		if r.broker.open[user] || len(r.closings()) != 0 {
+		if r.broker.isOpen(user) || len(r.closings()) != 0 {
 			t.Error("came in again")
 		}
 		if err := r.e.Disable(t.Context(), at, dev, "ops"); err != nil {
@@ -298,7 +298,7 @@ func TestDisableAndEnable(t *testing.T) {
 		}
 		r.broker.connect(user)
 		time.Sleep(time.Minute)
-		if !r.broker.open[user] || r.broker.closes(user) != closed || r.cert(c.Serial).State != pki.Active {
+		if !r.broker.isOpen(user) || r.broker.closes(user) != closed || r.cert(c.Serial).State != pki.Active {
 			t.Error("an enabled device was thrown out")
 		}
 		// Enabled in the middle of the closing.
@@ -311,7 +311,7 @@ func TestDisableAndEnable(t *testing.T) {
 		}
 		r.broker.connect(user)
 		time.Sleep(time.Minute)
-		if !r.broker.open[user] || len(r.closings()) != 0 {
+		if !r.broker.isOpen(user) || len(r.closings()) != 0 {
 			t.Error("a closing outlived its reason")
 		}
 		for _, err := range []error{r.e.Disable(t.Context(), at, "nobody", "x"), r.e.Enable(t.Context(), at, "nobody", "x")} {
@@ -344,7 +344,7 @@ func TestSweepExpires(t *testing.T) {
 			t.Errorf("%+v, %v", s, err)
 		}
 		time.Sleep(time.Minute)
-		if r.broker.open[user] || len(r.closings()) != 0 || r.cert(c.Serial).State != pki.Expired {
+		if r.broker.isOpen(user) || len(r.closings()) != 0 || r.cert(c.Serial).State != pki.Expired {
 			t.Error("the session outlived its certificate")
 		}
 		// It comes back with the key that muster knows, and the expired one does not stand in the way.

@@ -89,10 +89,10 @@ func (a *authority) all() []pki.Order {
 // broker is a port of the broker that behaves like it: sessions by user, closed on request.
 type broker struct {
 	mu      sync.Mutex
-	open    map[string]bool // guarded by mu
-	closed  []string        // guarded by mu: users, in order
-	err     error           // guarded by mu: what every call returns
-	onClose func(user string)
+	open    map[string]bool   // guarded by mu
+	closed  []string          // guarded by mu: users, in order
+	err     error             // guarded by mu: what every call returns
+	onClose func(user string) // guarded by mu
 }
 
 func (b *broker) CloseUser(_ context.Context, user, reason string) error {
@@ -118,6 +118,18 @@ func (b *broker) UserConnected(_ context.Context, user string) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.open[user], b.err
+}
+
+func (b *broker) isOpen(user string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.open[user]
+}
+
+func (b *broker) onClosing(f func(user string)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.onClose = f
 }
 
 func (b *broker) connect(user string) {

@@ -41,7 +41,7 @@ var errCrash = errors.New("killed")
 // Whatever happens in whatever order, with kill -9 anywhere: what muster signed, it knows; a device that nobody barred
 // keeps a way in; a revoked or disabled one has none; and the store's own check finds nothing (storetest, at the end).
 func TestWalks(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(25) {
 		synctest.Test(t, func(t *testing.T) {
 			p := enroll.Policy{Lifetime: 30 * day, Grace: day, PerDay: 1000}
 			w := &walk{rig: newRig(t, p), rng: rand.New(rand.NewPCG(seed, 7)), policy: p}
