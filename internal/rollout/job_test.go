@@ -41,7 +41,11 @@ func TestRank(t *testing.T) {
 
 func TestAdd(t *testing.T) {
 	w := draft(t, 2, percent(100))
-	w.must(Added{At: w.at, Devices: []fleet.DeviceID{"x", "d1", "x", "a"}})
+	ids := []fleet.DeviceID{"x", "d1", "x", "a"}
+	w.must(Added{At: w.at, Devices: ids})
+	if !slices.Equal(ids, []fleet.DeviceID{"x", "d1", "x", "a"}) {
+		t.Errorf("the caller's slice is now %v", ids)
+	}
 	if w.r.Targets != 4 || len(w.jobs) != 4 {
 		t.Errorf("%d targets, %d rows", w.r.Targets, len(w.jobs))
 	}
@@ -52,7 +56,11 @@ func TestAdd(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	full := w.r
-	full.Targets = MaxTargets
+	full.Targets = MaxTargets - 1
+	full, _, _, err := Step(full, nil, Added{At: w.at, Devices: []fleet.DeviceID{"the-last"}})
+	if err != nil || full.Targets != MaxTargets {
+		t.Errorf("%v, %d targets", err, full.Targets)
+	}
 	if _, _, _, err := Step(full, nil, Added{At: w.at, Devices: []fleet.DeviceID{"one-more"}}); !fleet.Is(err, fleet.TooLarge) {
 		t.Errorf("%v", err)
 	}

@@ -336,8 +336,11 @@ func TestSoak(t *testing.T) {
 	w.tick(3)
 	w.want(Running, 1)
 	w.pass(1)
-	w.tick(3)
+	fx := w.tick(3)
 	w.want(Running, 2)
+	if !slices.Equal(has[WakeAt](fx), []WakeAt{{w.at}}) { // there is room now
+		t.Errorf("%+v", fx)
+	}
 	if st := w.r.Stages[0]; !st.DoneAt.Equal(done) || !st.ClosedAt.Equal(w.at) || !w.r.Stages[1].OpenedAt.Equal(w.at) {
 		t.Errorf("%+v", w.r.Stages)
 	}
@@ -348,6 +351,9 @@ func TestSoak(t *testing.T) {
 	w.pass(1)
 	w.tick(0)
 	w.want(Completed, 2)
+	if !w.r.Stages[1].ClosedAt.Equal(w.at) || !w.r.EndedAt.Equal(w.at) {
+		t.Errorf("%+v", w.r)
+	}
 }
 
 // A success that is taken back during the soak is a failure; here it was the only success.
@@ -363,9 +369,12 @@ func TestRevertDuringSoak(t *testing.T) {
 		w.succeed(d)
 		w.tick(0)
 		w.pass(time.Minute)
-		w.must(Reverted{At: w.at, Device: d, Session: w.at})
+		fx := w.must(Reverted{At: w.at, Device: d, Session: w.at})
 		w.wantJob(d, RolledBack)
 		w.want(c.state, 1)
+		if c.state == Running && (w.history[len(w.history)-1].Code != StageReopened || !slices.Equal(has[WakeAt](fx), []WakeAt{{w.at}})) {
+			t.Errorf("%+v", fx)
+		}
 		if w.r.Code != c.code || w.r.Failures != 1 || !w.r.Stages[0].DoneAt.IsZero() && c.state == Running {
 			t.Errorf("quota %d: code %s, failures %d, %+v", c.quota, w.r.Code, w.r.Failures, w.r.Stages[0])
 		}
