@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"testing"
 	"time"
 
@@ -144,33 +143,51 @@ func TestDeviceFilters(t *testing.T) {
 func TestCertificates(t *testing.T) {
 	w := open(t)
 	w.devices(1)
-	var c api.Certificate
-	w.want(w.send(access.Operator, "POST", "/devices/d000/certificates", map[string]string{"csr": csrPEM()}), 201, "").decode(t, &c)
-	if block, rest := pem.Decode([]byte(c.Chain)); block == nil || !strings.Contains(string(rest), "CERTIFICATE") {
-		t.Errorf("chain %q", c.Chain)
+	w.now = time.Now()
+	_, csr := newKey(t)
+	var c, again api.Certificate
+	w.want(w.send(access.Operator, "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr, Lifetime: "24h"}), 201, "").decode(t, &c)
+	w.want(w.send(access.Operator, "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr}), 201, "").decode(t, &again)
+	if c.Serial != again.Serial {
+		t.Errorf("the same key got %s and %s", c.Serial, again.Serial)
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AppendCertsFromPEM(w.Trust)
+	block, rest := pem.Decode([]byte(c.Chain))
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	between.AppendCertsFromPEM(rest)
+	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Errorf("the chain: %v", err)
 	}
 	for path, want := range map[string]int{
 		"/devices/d000/certificates": 1, "/certificates?within=1h": 0, "/certificates?within=48h": 1, "/certificates": 1,
 	} {
 		var list api.CertificateList
-		if w.want(w.send(access.Viewer, "GET", path, nil), 200, "").decode(t, &list); len(list.Items) != want {
-			t.Errorf("%s: %d", path, len(list.Items))
+		if w.want(w.send(access.Viewer, "GET", path, nil), 200, "").decode(t, &list); len(list.Items) != want || want > 0 && list.Items[0].Chain != "" {
+			t.Errorf("%s: %+v", path, list)
 		}
 	}
-	var rep api.RevocationReport
-	for range 2 {
-		w.want(w.send(access.Operator, "POST", "/certificates/5f2c/revocation", `{"reason":"key-compromise"}`), 200, "").decode(t, &rep)
-	}
-	if rep.Certificate.State != "revoked" || rep.Certificate.Reason != "key-compromise" || !rep.Clean || rep.VerifiedAfter != "1s" {
-		t.Errorf("%+v", rep)
-	}
-	w.want(w.send(access.Viewer, "GET", "/certificates/5f2c", nil), 200, "")
-	w.want(w.send(access.Viewer, "GET", "/certificates/5f2d", nil), 404, "not_found")
 	var ren api.RenewalReport
 	w.want(w.send(access.Operator, "POST", "/certificates/renewals", `{"devices":["d000"],"dry_run":true}`), 200, "").decode(t, &ren)
-	if !ren.DryRun || len(ren.Asked) != 1 || len(ren.Skipped) != 1 {
+	if !ren.DryRun || ren.Due+len(ren.Skipped) != 1 {
 		t.Errorf("%+v", ren)
 	}
+	w.want(w.send(access.Operator, "POST", "/certificates/renewals", `{"within":"1h","all":true}`), 400, "invalid")
+	var rep api.RevocationReport
+	w.want(w.send(access.Operator, "POST", "/certificates/"+c.Serial+"/revocation", `{"reason":"key-compromise"}`), 200, "").decode(t, &rep)
+	if rep.Certificate.State != "revoked" || rep.Certificate.Reason != "key-compromise" || !rep.Clean || rep.StoredAfter == "" {
+		t.Errorf("%+v", rep)
+	}
+	w.want(w.send(access.Viewer, "GET", "/certificates/"+c.Serial, nil), 200, "").decode(t, &c)
+	if c.State != "revoked" || c.Reason != "key-compromise" {
+		t.Errorf("%+v", c)
+	}
+	w.want(w.send(access.Operator, "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr}), 403, "key_revoked")
+	w.want(w.send(access.Viewer, "GET", "/certificates/5f2d", nil), 404, "not_found")
+	w.want(w.send(access.Operator, "POST", "/devices/none/certificates", api.CertificateRequest{CSR: csr}), 404, "not_found")
 }
 
 // publish registers a key and uploads an image of product lamp.
@@ -282,24 +299,42 @@ func TestRollouts(t *testing.T) {
 
 func TestRecoveryAndQuarantine(t *testing.T) {
 	w := open(t)
-	const id = "0123456789abcdef"
+	w.devices(2)
+	ids := []string{}
 	w.update(func(tx *bolt.Tx) error {
 		for i := range 3 {
 			if err := tx.Quarantine(uplink.Quarantined{At: day, Vhost: "devices", Key: "d.x.up.hello", Body: []byte{0, 0xff}, Size: 2, Reason: fmt.Sprint("r", i)}); err != nil {
 				return err
 			}
 		}
-		return tx.PutRequest(pki.Request{ID: id, Device: "d000", KeyHash: fleet.Hash(id + id + id + id), State: pki.Waiting, AskedAt: day})
+		for _, dev := range []fleet.DeviceID{"d000", "d001"} {
+			key, _ := newKey(t)
+			der, err := x509.MarshalPKIXPublicKey(key.Public())
+			if err != nil {
+				return err
+			}
+			h := fleet.HashOf(sha256.Sum256(der))
+			ids = append(ids, string(h[:16]))
+			if err := tx.PutRequest(pki.Request{ID: string(h[:16]), Device: dev, PublicKey: der, KeyHash: h, State: pki.Waiting, AskedAt: day}); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	var list api.RecoveryRequestList
-	if w.want(w.send(access.Viewer, "GET", "/recovery/requests?state=waiting", nil), 200, "").decode(t, &list); len(list.Items) != 1 {
+	if w.want(w.send(access.Viewer, "GET", "/recovery/requests?state=waiting", nil), 200, "").decode(t, &list); len(list.Items) != 2 {
 		t.Errorf("%+v", list)
 	}
-	var req api.RecoveryRequest
-	if w.want(w.send(access.Operator, "POST", "/recovery/requests/"+id+"/approve", nil), 200, "").decode(t, &req); req.State != "approved" || req.By != "t-operator" {
-		t.Errorf("%+v", req)
+	for i, verb := range []string{"approve", "deny"} {
+		var req api.RecoveryRequest
+		w.want(w.send(access.Operator, "POST", "/recovery/requests/"+ids[i]+"/"+verb, nil), 200, "").decode(t, &req)
+		if want := map[string]api.RecoveryState{"approve": "approved", "deny": "denied"}[verb]; req.State != want || req.By != "t-operator" {
+			t.Errorf("%+v", req)
+		}
+		w.want(w.send(access.Operator, "POST", "/recovery/requests/"+ids[i]+"/"+verb, nil), 200, "") // a double click
 	}
-	w.want(w.send(access.Operator, "POST", "/recovery/requests/"+id+"/deny", nil), 200, "")
+	w.want(w.send(access.Operator, "POST", "/recovery/requests/"+ids[0]+"/deny", nil), 409, "decided")
+	w.want(w.send(access.Operator, "POST", "/recovery/requests/0000000000000000/deny", nil), 404, "not_found")
 
 	var q api.QuarantineList
 	if w.want(w.send(access.Viewer, "GET", "/quarantine?limit=2", nil), 200, "").decode(t, &q); len(q.Items) != 2 || q.NextCursor == "" || q.Items[0].Body != nil {
@@ -330,7 +365,7 @@ func TestOperators(t *testing.T) {
 	if bytes.Contains(res.body, []byte(made.Secret)) || bytes.Contains(res.body, []byte("sha256")) {
 		t.Errorf("%s", res.body)
 	}
-	w.tokens["ci"] = made.Secret
+	w.Tokens["ci"] = made.Secret
 	var me api.Token
 	if w.want(w.send("ci", "GET", "/whoami", nil), 200, "").decode(t, &me); me.Name != "ci" || me.Role != "operator" {
 		t.Errorf("%+v", me)
@@ -366,7 +401,7 @@ func TestSite(t *testing.T) {
 		}
 	}
 	r := httptest.NewRequest("GET", "/metrics", nil)
-	r.Header.Set("Authorization", "Bearer "+w.tokens[access.Viewer])
+	r.Header.Set("Authorization", "Bearer "+w.Tokens[access.Viewer])
 	if res := w.do(r); res.StatusCode != 200 {
 		t.Errorf("metrics with a token: %d", res.StatusCode)
 	}

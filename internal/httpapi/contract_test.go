@@ -15,6 +15,7 @@ import (
 	"muster/internal/httpapi"
 	"muster/internal/inventory"
 	"muster/internal/ota"
+	"muster/internal/recovery"
 )
 
 var pathParam = regexp.MustCompile(`\{([a-z]+)\}`)
@@ -75,10 +76,10 @@ func TestTheTableIsTheContract(t *testing.T) {
 }
 
 func TestAnOperationWithoutARoleDoesNotStartTheServer(t *testing.T) {
-	if err := httpapi.NewWithout(open(t).conf); err == nil {
+	if err := httpapi.NewWithout(open(t).Config); err == nil {
 		t.Error("it started")
 	}
-	c := open(t).conf
+	c := open(t).Config
 	c.Recovery = nil
 	if _, err := httpapi.New(c); err == nil {
 		t.Error("it started without a port")
@@ -90,6 +91,7 @@ var (
 	_ httpapi.Devices      = (*inventory.Inventory)(nil)
 	_ httpapi.Doors        = (*enroll.Enroller)(nil)
 	_ httpapi.Certificates = (*enroll.Enroller)(nil)
+	_ httpapi.Recovery     = (*recovery.Recovery)(nil)
 	_ httpapi.Firmware     = (*ota.Catalog)(nil)
 	_ httpapi.Rollouts     = (*dispatch.Dispatcher)(nil)
 	_ httpapi.Operators    = (*access.Access)(nil)

@@ -56,7 +56,7 @@ func TestARefusedAttemptIsOnRecordButCannotFillTheStore(t *testing.T) {
 	for range 200 {
 		w.send(access.Viewer, "POST", "/devices/d000/disable", nil)
 	}
-	es, err := w.access.Audit(t.Context(), 0, 0)
+	es, err := w.Access.Audit(t.Context(), 0, 0)
 	if err != nil || len(es) > 30 {
 		t.Errorf("%d lines, %v", len(es), err)
 	}
@@ -79,7 +79,7 @@ func TestWithoutATokenEveryPathLooksTheSame(t *testing.T) {
 
 func TestTokensThatAreNone(t *testing.T) {
 	w := open(t)
-	good := w.tokens[access.Admin]
+	good := w.Tokens[access.Admin]
 	for name, values := range map[string][]string{
 		"none":           nil,
 		"empty":          {""},
@@ -140,6 +140,7 @@ func header(k, v string) func(*http.Request) {
 func TestBadRequestsAreRefusedClearly(t *testing.T) {
 	w := open(t)
 	w.devices(1)
+	_, csr := newKey(t)
 	big := `{"id":"x","product":"lamp","hardware":"` + strings.Repeat("a", 70<<10) + `"}`
 	chunked := func(r *http.Request) { r.ContentLength = -1 }
 	for name, c := range map[string]struct {
@@ -214,7 +215,7 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		"bad if-match":              {"PATCH", "/devices/d000", `{}`, header("If-Match", "1"), 400, "if_match_invalid"},
 		"weak if-match":             {"PATCH", "/devices/d000", `{}`, header("If-Match", `W/"1"`), 400, "if_match_invalid"},
 		"csr is no PEM":             {"POST", "/devices/d000/certificates", `{"csr":"x"}`, nil, 400, "csr_invalid"},
-		"csr is a certificate":      {"POST", "/devices/d000/certificates", map[string]string{"csr": strings.ReplaceAll(csrPEM(), " REQUEST", "")}, nil, 400, "csr_invalid"},
+		"csr is a certificate":      {"POST", "/devices/d000/certificates", map[string]string{"csr": strings.ReplaceAll(csr, " REQUEST", "")}, nil, 400, "csr_invalid"},
 		"unknown reason":            {"POST", "/certificates/5f2c/revocation", `{"reason":"because"}`, nil, 400, "reason_invalid"},
 		"within 0s":                 {"POST", "/certificates/renewals", `{"within":"0s"}`, nil, 400, "duration_invalid"},
 		"within -1h":                {"POST", "/certificates/renewals", `{"within":"-1h"}`, nil, 400, "duration_invalid"},
@@ -321,11 +322,11 @@ func TestAFaultOfOursStaysInside(t *testing.T) {
 		if bytes.Contains(res.body, []byte("secret")) || bytes.Contains(res.body, []byte("index")) {
 			t.Errorf("%s", res.body)
 		}
-		if !strings.Contains(w.log.String(), id) {
+		if !strings.Contains(w.Log.String(), id) {
 			t.Errorf("the log does not know request %s", id)
 		}
 	}
-	if !strings.Contains(w.log.String(), "disk on fire") || !strings.Contains(w.log.String(), "refuse_test.go") {
+	if !strings.Contains(w.Log.String(), "disk on fire") || !strings.Contains(w.Log.String(), "refuse_test.go") {
 		t.Error("the log does not say what broke")
 	}
 }
@@ -369,8 +370,8 @@ func TestTokensAreNotLogged(t *testing.T) {
 	res := w.send(access.Admin, "POST", "/tokens", map[string]string{"name": "ci", "role": "viewer"})
 	var made api.CreatedToken
 	res.decode(t, &made)
-	for _, secret := range []string{w.tokens[access.Admin], made.Secret} {
-		if secret == "" || strings.Contains(w.log.String(), secret[4:]) {
+	for _, secret := range []string{w.Tokens[access.Admin], made.Secret} {
+		if secret == "" || strings.Contains(w.Log.String(), secret[4:]) {
 			t.Error("the log holds a token")
 		}
 	}
