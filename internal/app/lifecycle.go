@@ -43,7 +43,7 @@ func (l *lifecycle) task(name string, run func(context.Context) error, report fu
 	go func() {
 		defer l.tasks.Done()
 		defer close(done)
-		for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
 			began := time.Now()
 			err := safely(ctx, run)
 			if ctx.Err() != nil {

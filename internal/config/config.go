@@ -125,7 +125,7 @@ func Default() Config {
 			BrokerAuthCert: "tls/broker-auth.crt", BrokerAuthKey: "tls/broker-auth.key",
 		},
 		Broker: Broker{
-			AMQPS: "localhost:5671", Management: "https://localhost:15671", CAFile: "pki/trust.pem",
+			AMQPS: "localhost:5671", Management: "https://localhost:15671", CAFile: "pki/trust-bundle.pem",
 			PasswordFile: "secrets/broker-muster", MonitorFile: "secrets/broker-monitor", AdminFile: "secrets/broker-admin",
 			ConfigDir: "broker", TLSDir: "broker/tls", AuthURL: "http://127.0.0.1:9080",
 			MQTTPort: 8883, FallbackPort: 8884, AMQPSPort: 5671, MgmtPort: 15671, BindAddress: "0.0.0.0", AdminBind: "127.0.0.1",

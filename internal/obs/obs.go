@@ -144,5 +144,8 @@ func (m *Metrics) CounterVec(name, help string, labels ...string) *prometheus.Co
 	return v
 }
 
+// Registry returns the registry for parts that register their own metrics.
+func (m *Metrics) Registry() prometheus.Registerer { return m.reg }
+
 // Handler serves the registry in Prometheus' text format.
 func (m *Metrics) Handler() http.Handler { return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{}) }

@@ -1,0 +1,447 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"muster/api"
+	"muster/internal/access"
+	"muster/internal/blob"
+	"muster/internal/broker"
+	"muster/internal/broker/brokerconf"
+	"muster/internal/brokerauth"
+	"muster/internal/ca"
+	"muster/internal/config"
+	"muster/internal/devapi"
+	"muster/internal/dispatch"
+	"muster/internal/downlink"
+	"muster/internal/enroll"
+	"muster/internal/httpapi"
+	"muster/internal/inventory"
+	"muster/internal/obs"
+	"muster/internal/ota"
+	"muster/internal/pki"
+	"muster/internal/recovery"
+	"muster/internal/store/bolt"
+	"muster/internal/uplink"
+	"muster/internal/wire"
+)
+
+// App is one musterd. New binds its listeners, Start serves, Stop ends everything in the reverse order.
+type App struct {
+	c       config.Config
+	version string
+	log     *slog.Logger
+	life    lifecycle
+	health  *obs.Health
+	metrics *obs.Metrics
+
+	store      *bolt.DB
+	index      *brokerauth.Index
+	inventory  *inventory.Inventory
+	enroll     *enroll.Enroller
+	recovery   *recovery.Recovery
+	dispatch   *dispatch.Dispatcher
+	catalog    *ota.Catalog
+	intake     *uplink.Intake[*bolt.Tx]
+	pump       *downlink.Pump
+	management *broker.Management
+	consumers  map[string]*broker.Consumer  // by vhost
+	publishers map[string]*broker.Publisher // by vhost
+
+	auth               *brokerauth.Server
+	devices, recoverer *devapi.Server
+	ops                *http.Server
+	listeners          listeners
+	reconciled         atomic.Int64 // Unix seconds of the last reconciliation of presence
+	brokerTrust        *x509.CertPool
+}
+
+type listeners struct{ auth, devices, recovery, ops net.Listener }
+
+// Addrs are the addresses that were bound, host:port.
+type Addrs struct{ BrokerAuth, Devices, Recovery, Ops string }
+
+// Files of the data directory that have no setting of their own.
+const (
+	fileStore = "muster.db"
+	dirImages = "images"
+)
+
+// New puts everything together from checked settings and binds the listeners. It starts nothing: a failed New leaves
+// nothing behind.
+//
+// It is one straight piece on purpose: the order is the order of dependence, and a helper would only pass all of it on.
+func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) {
+	a := &App{
+		c: c, version: version, log: log, life: lifecycle{log: log}, metrics: obs.NewMetrics(),
+		health:     obs.NewHealth("broker", "presence", "signer"),
+		consumers:  map[string]*broker.Consumer{},
+		publishers: map[string]*broker.Publisher{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Stop(context.Background()))
+		}
+	}()
+
+	// What is kept.
+	if a.store, err = bolt.Open(c.Path(fileStore), bolt.Options{}); err != nil {
+		return nil, err
+	}
+	a.life.onStop("store", func(context.Context) error { return a.store.Close() })
+	images, err := blob.New(c.Path(dirImages))
+	if err != nil {
+		return nil, err
+	}
+	a.life.onStop("images", func(context.Context) error { return images.Close() })
+
+	// Who gets in: an index in memory that follows the store, commit by commit.
+	a.index = brokerauth.NewIndex()
+	a.store.WatchCredentials(a.index.Put)
+	if err := a.store.Credentials(context.Background(), a.index.Put); err != nil {
+		return nil, err
+	}
+
+	// The CA.
+	passphrase, err := c.Secret(c.PKI.PassphraseFile)
+	if err != nil {
+		return nil, err
+	}
+	hierarchy, err := ca.Load(c.Path(c.PKI.Dir), []byte(passphrase))
+	if err != nil {
+		return nil, err
+	}
+	keys := pki.KeyPolicy{}
+	authority, err := ca.NewAuthority(hierarchy, keys)
+	if err != nil {
+		return nil, err
+	}
+	bundle := hierarchy.TrustBundle()
+	deviceCAs := x509.NewCertPool()
+	deviceCAs.AppendCertsFromPEM(hierarchy.ClientCAs())
+
+	// The broker.
+	if a.brokerTrust, err = pool(c.Path(c.Broker.CAFile)); err != nil {
+		return nil, err
+	}
+	if err := a.joinBroker(); err != nil {
+		return nil, err
+	}
+
+	// Use cases. Each gets transactions of its own small kind; committed is called after those that may have news for devices.
+	committed := func() { a.pump.Kick(); a.dispatch.Kick() }
+	a.inventory = inventory.New(inventory.Config{
+		Update: update(a.store, func(tx *bolt.Tx) inventory.Tx { return tx }),
+		View:   view(a.store, func(tx *bolt.Tx) inventory.Tx { return tx }),
+	})
+	a.enroll, err = enroll.New(enroll.Config{
+		Update:    update(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
+		View:      view(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
+		Authority: authority, Sessions: a.management, Log: log, Committed: committed,
+		Policy: enroll.Policy{Lifetime: c.Certificates.Lifetime, MinLifetime: c.Certificates.MinLifetime, Grace: c.Certificates.Grace, Keys: keys},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.recovery, err = recovery.New(recovery.Config{
+		Update: update(a.store, func(tx *bolt.Tx) recovery.Tx { return tx }),
+		View:   view(a.store, func(tx *bolt.Tx) recovery.Tx { return tx }),
+		Enroll: a.enroll, Log: log, Committed: committed,
+		Policy: recovery.Policy{ApproveNewKeys: c.Recovery.NewKeys == "automatic", PerDeviceHour: c.Recovery.PerDeviceHour, PerSecond: c.Recovery.PerSecond},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.dispatch = dispatch.New(dispatch.Config{
+		Update:        update(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
+		View:          view(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
+		PresenceKnown: a.presenceKnown, Committed: func() { a.pump.Kick() }, Log: log,
+	})
+	a.catalog = ota.New(ota.Config{
+		Update: update(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),
+		View:   view(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),
+		Images: images, MaxImage: c.Firmware.MaxImage,
+	})
+	if n, err := a.catalog.Prune(context.Background()); err != nil {
+		return nil, err
+	} else if n > 0 {
+		log.Info("images without a release were removed", "images", n)
+	}
+	operators := access.New(access.Config{
+		Update: update(a.store, func(tx *bolt.Tx) access.Tx { return tx }),
+		View:   view(a.store, func(tx *bolt.Tx) access.Tx { return tx }),
+	})
+	a.intake = uplink.New(a.store.Update, a.handlers(), committed, log)
+	a.pump = downlink.New(downlink.Config{
+		Update:  update(a.store, func(tx *bolt.Tx) downlink.Tx { return tx }),
+		View:    view(a.store, func(tx *bolt.Tx) downlink.Tx { return tx }),
+		Publish: topicPublisher(a.publishers), Compose: a.composers(), Log: log,
+	})
+
+	// The doors.
+	if err := a.openBrokerAuth(); err != nil {
+		return nil, err
+	}
+	deviceCert, err := certificate(c.Path(c.TLS.DevicesCert), c.Path(c.TLS.DevicesKey))
+	if err != nil {
+		return nil, err
+	}
+	device := devapi.New(devapi.Config{
+		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return bundle }, Log: log, Served: a.countDownloads(),
+	})
+	a.devices = device.Devices(devapi.MutualTLS(deviceCert, func() *x509.CertPool { return deviceCAs }))
+	a.recoverer = device.Recovery(devapi.PasswordTLS(deviceCert))
+	if a.listeners.devices, err = a.listen("devices", c.Listen.Devices); err != nil {
+		return nil, err
+	}
+	if a.listeners.recovery, err = a.listen("recovery", c.Listen.Recovery); err != nil {
+		return nil, err
+	}
+	opsCert, err := certificate(c.Path(c.TLS.OpsCert), c.Path(c.TLS.OpsKey))
+	if err != nil {
+		return nil, err
+	}
+	rest, err := httpapi.New(httpapi.Config{
+		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
+		Quarantine: quarantine{a.store}, Operators: operators,
+		Trust:     func(context.Context) ([]byte, error) { return bundle, nil },
+		Endpoints: api.Endpoints{MQTT: c.Public.MQTT, FallbackMQTT: c.Public.FallbackMQTT, HTTPS: c.Public.HTTPS, RecoveryHTTPS: c.Public.RecoveryHTTPS},
+		Version:   api.Version{API: "v1", Version: version, Go: runtime.Version()},
+		Log:       log, MaxImage: c.Firmware.MaxImage,
+		Livez: http.HandlerFunc(obs.Livez), Readyz: http.HandlerFunc(a.health.Readyz), Metrics: a.metrics.Handler(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.ops = httpapi.HTTPServer(rest, log)
+	ops, err := a.listen("ops", c.Listen.Ops)
+	if err != nil {
+		return nil, err
+	}
+	a.listeners.ops = tls.NewListener(ops, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: opsCert, NextProtos: []string{"http/1.1"}})
+	a.registerMetrics()
+	return a, nil
+}
+
+// joinBroker makes the clients of RabbitMQ; they connect in Start.
+func (a *App) joinBroker() error {
+	b := a.c.Broker
+	conf := &tls.Config{RootCAs: a.brokerTrust, ServerName: b.ServerName, MinVersion: tls.VersionTLS12}
+	passwords := map[string]string{}
+	for user, file := range map[string]string{brokerconf.UserMuster: b.PasswordFile, brokerconf.UserMonitor: b.MonitorFile, brokerconf.UserAdmin: b.AdminFile} {
+		p, err := a.c.Secret(file)
+		if err != nil {
+			return err
+		}
+		passwords[user] = p
+	}
+	a.management = broker.NewManagement(broker.ManagementConfig{
+		URL: b.Management, TLS: conf,
+		MonitorUser: brokerconf.UserMonitor, MonitorPassword: passwords[brokerconf.UserMonitor],
+		AdminUser: brokerconf.UserAdmin, AdminPassword: passwords[brokerconf.UserAdmin],
+	})
+	a.life.onStop("management client", func(context.Context) error { a.management.Close(); return nil })
+	amqp := broker.Config{Address: b.AMQPS, User: brokerconf.UserMuster, Password: passwords[brokerconf.UserMuster], TLS: conf, Log: a.log}
+	for _, vhost := range []string{wire.VhostDevices, wire.VhostFallback} {
+		a.consumers[vhost] = broker.NewConsumer(amqp, vhost, a.subscriptions(vhost)...)
+		a.publishers[vhost] = broker.NewPublisher(amqp, vhost)
+	}
+	return nil
+}
+
+// openBrokerAuth binds the listener on which RabbitMQ asks.
+func (a *App) openBrokerAuth() (err error) {
+	perMinute := brokerauth.PerMinute(a.c.Recovery.LoginsPerMinute)
+	a.auth, err = brokerauth.New(brokerauth.Config{
+		Index: a.index, Log: a.log, Registry: a.metrics.Registry(), OnRefusal: a.noteRefusal,
+		Limits: brokerauth.Limits{DeviceFailures: perMinute},
+	})
+	if err != nil {
+		return err
+	}
+	lc := brokerauth.ListenConfig{Address: a.c.Listen.BrokerAuth}
+	if a.c.TLS.BrokerAuth {
+		cert, err := certificate(a.c.Path(a.c.TLS.BrokerAuthCert), a.c.Path(a.c.TLS.BrokerAuthKey))
+		if err != nil {
+			return err
+		}
+		client, err := pool(a.c.Path(a.c.Broker.TLSDir + "/" + fileAuthClientCert))
+		if err != nil {
+			return err
+		}
+		lc.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: client}
+	}
+	a.listeners.auth, err = brokerauth.Listen(context.Background(), lc)
+	if err != nil {
+		return err
+	}
+	a.life.onStop("auth listener", func(context.Context) error { return ignoreClosed(a.listeners.auth.Close()) })
+	return nil
+}
+
+// listen binds an address; the listener is closed at the latest by Stop.
+func (a *App) listen(name, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen.%s: %w", name, err)
+	}
+	a.life.onStop(name+" listener", func(context.Context) error { return ignoreClosed(l.Close()) })
+	return l, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Addrs returns what was bound: of use where the settings ask for port 0.
+func (a *App) Addrs() Addrs {
+	return Addrs{
+		BrokerAuth: a.listeners.auth.Addr().String(), Devices: a.listeners.devices.Addr().String(),
+		Recovery: a.listeners.recovery.Addr().String(), Ops: a.listeners.ops.Addr().String(),
+	}
+}
+
+// Start serves. The auth backend comes first, since the broker refuses everybody while it is away, and ends last.
+func (a *App) Start() error {
+	a.serve("broker auth", func() error { return a.auth.Serve(a.listeners.auth) }, a.auth.Shutdown)
+	a.serve("ops API", func() error { return a.ops.Serve(a.listeners.ops) }, a.ops.Shutdown)
+	a.serve("device API", func() error { return a.devices.Serve(a.listeners.devices) }, a.devices.Shutdown)
+	a.serve("recovery API", func() error { return a.recoverer.Serve(a.listeners.recovery) }, a.recoverer.Shutdown)
+
+	a.life.task("signer", a.enroll.Run, a.report("signer"))
+	a.health.Set("signer", nil)
+	a.life.task("outbox", a.pump.Run, a.report("outbox"))
+	a.life.task("rollouts", a.dispatch.Run, a.report("rollouts"))
+	a.life.task("broker", a.runBroker, a.failure("broker"))
+	a.life.task("presence", a.runPresence, a.failure("presence"))
+	a.life.task("sweep", a.runSweep, a.report("sweep"))
+	return a.startSchedule()
+}
+
+// report makes a part's failures visible in /readyz.
+func (a *App) report(part string) func(error) { return func(err error) { a.health.Set(part, err) } }
+
+// failure is report for parts that say themselves when they are well.
+func (a *App) failure(part string) func(error) {
+	return func(err error) {
+		if err != nil {
+			a.health.Set(part, err)
+		}
+	}
+}
+
+// serve runs an HTTP server; its cleanup lets requests under way finish.
+func (a *App) serve(name string, run func() error, shutdown func(context.Context) error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := run(); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			a.log.Error("listener failed", "listener", name, "error", err)
+			a.health.Set(name, err)
+		}
+	}()
+	a.life.onStop(name, func(ctx context.Context) error {
+		err := shutdown(ctx)
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+		return err
+	})
+}
+
+// startSchedule runs the renewal pass by its cron expression.
+func (a *App) startSchedule() error {
+	if a.c.Certificates.RenewSchedule == "" {
+		return nil
+	}
+	schedule := cron.New(cron.WithChain(cron.SkipIfStillRunning(cron.DiscardLogger)))
+	ctx, cancel := context.WithCancel(context.Background())
+	_, err := schedule.AddFunc(a.c.Certificates.RenewSchedule, func() {
+		r, err := a.enroll.RenewPass(ctx, time.Now(), enroll.RenewOptions{Limit: a.c.Certificates.RenewLimit})
+		switch {
+		case err != nil:
+			a.log.Error("renewal pass failed", "error", err)
+		case r.Due > 0:
+			a.log.Info("renewal pass", "due", r.Due, "asked", len(r.Asked), "asked_before", r.Already, "offline", r.Offline)
+		}
+	})
+	if err != nil {
+		cancel()
+		return err
+	}
+	schedule.Start()
+	a.life.onStop("schedule", func(stop context.Context) error {
+		cancel()
+		select {
+		case <-schedule.Stop().Done():
+			return nil
+		case <-stop.Done():
+			return stop.Err()
+		}
+	})
+	return nil
+}
+
+// Stop ends everything, last started first, within ctx. It may be called more than once.
+func (a *App) Stop(ctx context.Context) error { return a.life.stop(ctx) }
+
+// Backup writes a consistent copy of the store.
+func (a *App) Backup(w io.Writer) (int64, error) { return a.store.Backup(w) }
+
+// update and view turn the store's transactions into those of a use case; as is checked by the compiler.
+func update[T any](db *bolt.DB, as func(*bolt.Tx) T) func(context.Context, func(T) error) error {
+	return func(ctx context.Context, f func(T) error) error {
+		return db.Update(ctx, func(tx *bolt.Tx) error { return f(as(tx)) })
+	}
+}
+
+func view[T any](db *bolt.DB, as func(*bolt.Tx) T) func(context.Context, func(T) error) error {
+	return func(ctx context.Context, f func(T) error) error {
+		return db.View(ctx, func(tx *bolt.Tx) error { return f(as(tx)) })
+	}
+}
+
+// pool reads the certificates of a PEM file.
+func pool(path string) (*x509.CertPool, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(raw) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return p, nil
+}
+
+// certificate loads a server certificate and returns it at each handshake.
+func certificate(cert, key string) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("server certificate %s: %w", cert, err)
+	}
+	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil }, nil
+}
+
+// brokerTLS returns what a client of the broker without a certificate uses.
+func brokerTLS(a *App) *tls.Config {
+	return &tls.Config{RootCAs: a.brokerTrust, ServerName: a.c.Broker.ServerName, MinVersion: tls.VersionTLS12}
+}
