@@ -382,10 +382,10 @@ func TestRunRidesOutAnOutage(t *testing.T) {
 			t.Error("the request was lost")
 		}
 		// A request that comes while all is well is signed at once.
+		before := r.device(dev).Next
 		if err := r.request(time.Now(), dev, csrOf(t, newKey(t), dev), pki.ViaMQTT); err != nil {
 			t.Fatal(err)
 		}
-		before := r.device(dev).Next
 		time.Sleep(100 * time.Millisecond)
 		if r.device(dev).Next == before {
 			t.Error("not signed within 100 ms")

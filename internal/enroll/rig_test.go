@@ -363,3 +363,5 @@ func wantCode(t *testing.T, err error, kind fleet.Kind, code string) {
 		t.Errorf("got %v, want %s %s", err, kind, code)
 	}
 }
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

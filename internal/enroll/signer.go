@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // Bounds of the signer.
 const (
-	signBatch = 256
+	signBatch = 512 // under a backlog; a request alone is signed at once
 	idle      = 2 * time.Second        // an intent that nobody announced is found after
 	minPause  = 250 * time.Millisecond // after a failure; doubled up to maxPause, with jitter
 	maxPause  = 30 * time.Second
@@ -65,27 +66,35 @@ func (e *Enroller) note(err error) {
 	}
 }
 
-// SignPending signs every intent of the store, in batches. It returns the first failure that may pass.
+// SignPending signs every intent of the store, in batches: one is signed while the one before it is stored. It returns
+// the first failure that may pass.
 func (e *Enroller) SignPending(ctx context.Context) error {
-	for ctx.Err() == nil {
+	stored := make(chan error, 1) // what became of the batch before; always has a value when the loop reads it
+	stored <- nil
+	for {
 		var list []pki.Certificate
 		err := e.c.View(ctx, func(tx Tx) (err error) {
-			list, err = tx.IntendedCertificates(signBatch)
+			list, err = tx.IntendedCertificates(signBatch + e.claimed()) // those being stored still stand there
 			return err
 		})
-		if err != nil {
-			return err
+		list = e.claim(list)
+		var out []outcome
+		if err == nil {
+			out, err = e.sign(ctx, list)
 		}
-		if list = e.claim(list); len(list) == 0 {
-			return nil
+		if before := <-stored; before != nil || len(list) == 0 || len(out) == 0 {
+			e.release(list)
+			return errors.Join(before, err)
 		}
-		err = e.signAndStore(ctx, list)
-		e.release(list)
-		if err != nil {
-			return err
+		go func() {
+			err := e.store(ctx, list, out)
+			e.release(list)
+			stored <- err
+		}()
+		if err != nil { // the authority failed on some; the others are stored
+			return errors.Join(<-stored, err)
 		}
 	}
-	return ctx.Err()
 }
 
 // claim returns those of list that nobody is signing, and marks them as being signed.
@@ -94,12 +103,19 @@ func (e *Enroller) claim(list []pki.Certificate) []pki.Certificate {
 	defer e.mu.Unlock()
 	var out []pki.Certificate
 	for _, c := range list {
-		if !e.signing[c.Serial] {
+		if !e.signing[c.Serial] && len(out) < signBatch {
 			e.signing[c.Serial] = true
 			out = append(out, c)
 		}
 	}
 	return out
+}
+
+// claimed returns how many intents are being signed or stored.
+func (e *Enroller) claimed() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.signing)
 }
 
 func (e *Enroller) release(list []pki.Certificate) {
@@ -116,8 +132,8 @@ type outcome struct {
 	err    error
 }
 
-// signAndStore signs a batch on all cores and stores it in one transaction. A failure of one does not hold up the others.
-func (e *Enroller) signAndStore(ctx context.Context, list []pki.Certificate) error {
+// sign signs a batch on all cores. The error is one that may pass; it does not hold up the others.
+func (e *Enroller) sign(ctx context.Context, list []pki.Certificate) ([]outcome, error) {
 	out := make([]outcome, len(list))
 	var g errgroup.Group
 	g.SetLimit(e.signers)
@@ -128,19 +144,25 @@ func (e *Enroller) signAndStore(ctx context.Context, list []pki.Certificate) err
 		})
 	}
 	_ = g.Wait() // failures are in out
+	for _, o := range out {
+		if o.err != nil && !fleet.Is(o.err, fleet.Unprocessable) {
+			return out, o.err
+		}
+	}
+	return out, nil
+}
+
+// store stores what became of a batch in one transaction. What may be signed later stays as it is.
+func (e *Enroller) store(ctx context.Context, list []pki.Certificate, out []outcome) error {
 	at := time.Now()
-	var failed error
 	err := e.c.Update(ctx, func(tx Tx) error {
-		failed = nil
 		for i, c := range list {
-			err := out[i].err
+			var err error
 			switch {
-			case err == nil:
+			case out[i].err == nil:
 				_, err = e.finish(tx, at, c.Serial, out[i].signed)
-			case fleet.Is(err, fleet.Unprocessable):
-				err = e.giveUp(tx, at, c.Serial, err)
-			default:
-				failed, err = out[i].err, nil
+			case fleet.Is(out[i].err, fleet.Unprocessable):
+				err = e.giveUp(tx, at, c.Serial, out[i].err)
 			}
 			if err != nil {
 				return err
@@ -152,7 +174,7 @@ func (e *Enroller) signAndStore(ctx context.Context, list []pki.Certificate) err
 		return err
 	}
 	e.c.Committed()
-	return failed
+	return nil
 }
 
 func orderOf(c pki.Certificate) pki.Order {
