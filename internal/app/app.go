@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -402,9 +401,6 @@ func (a *App) startSchedule() error {
 
 // Stop ends everything, last started first, within ctx. It may be called more than once.
 func (a *App) Stop(ctx context.Context) error { return a.life.stop(ctx) }
-
-// Backup writes a consistent copy of the store.
-func (a *App) Backup(w io.Writer) (int64, error) { return a.store.Backup(w) }
 
 // update and view turn the store's transactions into those of a use case; as is checked by the compiler.
 func update[T any](db *bolt.DB, as func(*bolt.Tx) T) func(context.Context, func(T) error) error {
