@@ -77,6 +77,16 @@ func TestStartValidatesThePlan(t *testing.T) {
 	}
 }
 
+func TestNew(t *testing.T) {
+	r, err := New("r1", release, Plan{}, "ada", epoch.In(time.FixedZone("far", 9*3600)))
+	if err != nil || r.State != Draft || r.CreatedBy != "ada" || r.CreatedAt != epoch || r.StateAt != epoch || r.Rev != 1 {
+		t.Errorf("%v %+v", err, r)
+	}
+	if Check(r) != nil || r.Last() || r.Room() != 0 || r.Quota() != 0 || !reflect.DeepEqual(r.Plan, Plan{}.WithDefaults()) {
+		t.Errorf("%v %+v", Check(r), r)
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	if _, err := New("Not an id", release, Plan{}, "ada", epoch); !fleet.Is(err, fleet.Invalid) {
 		t.Errorf("%v", err)
@@ -389,6 +399,9 @@ func TestRevert(t *testing.T) {
 	}
 	w.must(Reverted{At: w.at, Device: ids[2], Session: confirmed.Add(1)})
 	w.wantJob(ids[2], RolledBack)
+	if got := w.jobs[ids[2]].Session; !got.Equal(confirmed.Add(1)) {
+		t.Errorf("the evidence is the session of %v", got)
+	}
 	if w.r.Failures != 2 {
 		t.Errorf("%d failures", w.r.Failures)
 	}

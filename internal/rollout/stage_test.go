@@ -137,7 +137,9 @@ func TestResumeAfterHalt(t *testing.T) {
 	w.fail(ids[:2]...)
 	w.succeed(ids[2:]...)
 	w.want(Halted, 1)
-	w.must(ResumedBy{At: w.at, Who: "bob"})
+	if fx := w.must(ResumedBy{At: w.at, Who: "bob"}); !slices.Equal(has[WakeAt](fx), []WakeAt{{w.at}}) {
+		t.Errorf("%+v", fx)
+	}
 	if w.r.Failures != 0 || w.r.Total.Failed != 2 || w.r.Quota() != 10 {
 		t.Fatalf("failures %d, total %d, quota %d", w.r.Failures, w.r.Total.Failed, w.r.Quota())
 	}
@@ -218,6 +220,44 @@ func TestNoExtraWithoutNeed(t *testing.T) {
 	w.must(ResumedBy{At: w.at, Who: "bob"})
 	if w.r.Stages[0].Extra != 0 || w.r.Room() != 1 {
 		t.Errorf("extra %d, room %d", w.r.Stages[0].Extra, w.r.Room())
+	}
+}
+
+// A halt that an operator must judge says what happened, in numbers: approved text.
+func TestBadRollout(t *testing.T) {
+	p := Plan{Stages: []Stage{{Count: 3}, {Percent: 100}}, MaxFailures: 3}
+	w := begun(t, 10, p)
+	ids := w.offer(3)
+	w.report(ids[0], ReportRejected, 0)
+	w.report(ids[1], ReportRolledBack, 0)
+	w.at = w.jobs[ids[2]].Deadline
+	w.tick(7)
+	w.must(ResumedBy{At: w.at, Who: "bob"})
+	w.must(Excluded{At: w.at, Device: w.order(Pending)[0], Why: "removed"})
+	w.fail(w.offer(2)...)
+	w.fail(w.offer(1)...)
+	w.must(ResumedBy{At: w.at, Who: "bob"})
+	w.must(AbortedBy{At: w.at, Who: "bob"})
+	const want = `
+running -> running stage-opened: stage 1 of 2 is open: up to 3 of 10 devices
+running -> halting no-success: no device of stage 1 succeeded: 0 succeeded, 1 failed, 1 rolled back, 1 timed out
+halting -> halted drained: no device of stage 1 succeeded: 0 succeeded, 1 failed, 1 rolled back, 1 timed out
+halted -> running resumed: resumed by bob after 3 failures; stage 1 may try 3 devices
+running -> halting no-success: no device of stage 1 succeeded: 0 succeeded, 4 failed, 1 rolled back, 1 timed out
+halting -> halted drained: no device of stage 1 succeeded: 0 succeeded, 4 failed, 1 rolled back, 1 timed out
+halted -> running resumed: resumed by bob after 3 failures; stage 1 may try 3 devices
+running -> aborted aborted: aborted by bob
+`
+	var b strings.Builder
+	b.WriteByte('\n')
+	for _, d := range w.history[1:] {
+		fmt.Fprintf(&b, "%s -> %s %s: %s\n", d.From, d.To, d.Code, d.Text)
+	}
+	if b.String() != want {
+		t.Errorf("got %s", b.String())
+	}
+	if got := w.alerts[0]; got != "rollout r1 halts in stage 1 of 2: no device of stage 1 succeeded: 0 succeeded, 1 failed, 1 rolled back, 1 timed out" {
+		t.Errorf("alert %q", got)
 	}
 }
 
@@ -421,6 +461,10 @@ func TestSoakAfterResume(t *testing.T) {
 func TestPause(t *testing.T) {
 	w := begun(t, 6, percent(100).with(tolerate(1)))
 	ids := w.offer(4)
+	w.must(PausedBy{At: w.at, Who: "bob"})
+	if fx := w.must(ResumedBy{At: w.at, Who: "bob"}); !slices.Equal(has[WakeAt](fx), []WakeAt{{w.at}}) {
+		t.Errorf("%+v", fx)
+	}
 	w.must(PausedBy{At: w.at, Who: "bob"})
 	if why := w.ask(w.order(Pending)[0]); why != NotRunning || w.r.Room() != 0 {
 		t.Errorf("paused, and answers %q, room %d", why, w.r.Room())
