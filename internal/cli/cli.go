@@ -145,7 +145,7 @@ func judgeProblem(e *client.Error) (int, []string) {
 
 // cobraUsage recognises cobra's own complaints, which have no type.
 func cobraUsage(s string) bool {
-	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "required flag", "invalid argument", "flag needs an argument", "accepts ", "requires at least", "bad flag syntax", "if any flags in the group"} {
+	for _, p := range []string{"unknown command", "unknown flag", "unknown shorthand", "required flag", "invalid argument", "flag needs an argument", "accepts ", "requires at least", "bad flag syntax", "if any flags in the group", "at least one of the flags"} {
 		if strings.HasPrefix(s, p) {
 			return true
 		}

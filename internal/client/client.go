@@ -109,6 +109,7 @@ type doer struct {
 func (d *doer) Do(r *http.Request) (*http.Response, error) {
 	r.Header.Set("Authorization", "Bearer "+d.token)
 	r.Header.Set("User-Agent", d.agent)
+	omitUnset(r)
 	for try := 1; ; try++ {
 		res, err := d.http.Do(r)
 		if err != nil {
@@ -133,6 +134,21 @@ func (d *doer) Do(r *http.Request) (*http.Response, error) {
 				return nil, err
 			}
 		}
+	}
+}
+
+// omitUnset removes the parameters that the caller left at their zero value: the generated client has no pointers and
+// sends them all. No parameter of the API has a meaning when it is empty or zero.
+func omitUnset(r *http.Request) {
+	q := r.URL.Query()
+	for name, values := range q {
+		if len(values) == 1 && (values[0] == "" || values[0] == "0") {
+			q.Del(name)
+		}
+	}
+	r.URL.RawQuery = q.Encode()
+	if r.Header.Get("If-Match") == "" {
+		r.Header.Del("If-Match")
 	}
 }
 

@@ -55,9 +55,11 @@ func TestARefusalIsAnError(t *testing.T) {
 
 func TestWhatDidNotComeFromMusterd(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
-		"html":       func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>hello</html>") },
-		"proxy 502":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", 502) },
-		"redirect":   func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://evil.invalid/", 302) },
+		"html":                        func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>hello</html>") },
+		"proxy http.StatusBadGateway": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", 502) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://evil.invalid/", http.StatusFound)
+		},
 		"other 4xx":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "{}", 404) },
 		"bad status": func(w http.ResponseWriter, _ *http.Request) { problem(w, 404, "x"); _, _ = io.WriteString(w, "{}") },
 	} {
@@ -198,5 +200,23 @@ func TestItems(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("%d turns", n)
+	}
+}
+
+func TestWhatIsNotSetIsNotSent(t *testing.T) {
+	var query string
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		query = r.URL.RawQuery
+		answer(w, `{"items":[]}`)
+	})
+	online := false
+	for want, p := range map[string]api.ListDevicesParams{
+		"":                                 {},
+		"label=a%3Db&label=c&online=false": {Label: []string{"a=b", "c"}, Online: &online},
+		"cursor=x&limit=5":                 {Limit: 5, Cursor: "x"},
+	} {
+		if _, err := client.Read[api.DeviceList](c.ListDevices(t.Context(), &p)); err != nil || query != want {
+			t.Errorf("%q, want %q: %v", query, want, err)
+		}
 	}
 }

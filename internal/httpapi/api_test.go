@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"muster/internal/access"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
+	"muster/internal/httpapi"
 	"muster/internal/pki"
 	"muster/internal/store/bolt"
 	"muster/internal/uplink"
@@ -404,5 +407,100 @@ func TestSite(t *testing.T) {
 	r.Header.Set("Authorization", "Bearer "+w.Tokens[access.Viewer])
 	if res := w.do(r); res.StatusCode != 200 {
 		t.Errorf("metrics with a token: %d", res.StatusCode)
+	}
+}
+
+// Every operation that changes something is in this list, and leaves a line in the audit trail that names who did it.
+func TestEveryChangeIsOnRecord(t *testing.T) {
+	w := open(t)
+	w.now = time.Now()
+	w.devices(2)
+	jws, img := w.publish("1.0.0")
+	var keys api.SigningKeyList
+	w.send(access.Viewer, "GET", "/firmware/keys", nil).decode(t, &keys)
+	_, csr := newKey(t)
+	var cert api.Certificate
+	reqs := []string{}
+	w.update(func(tx *bolt.Tx) error {
+		for range 2 {
+			key, _ := newKey(t)
+			der, err := x509.MarshalPKIXPublicKey(key.Public())
+			if err != nil {
+				return err
+			}
+			h := fleet.HashOf(sha256.Sum256(der))
+			reqs = append(reqs, string(h[:16]))
+			if err := tx.PutRequest(pki.Request{ID: string(h[:16]), Device: "d001", PublicKey: der, KeyHash: h, State: pki.Waiting, AskedAt: w.now}); err != nil {
+				return err
+			}
+		}
+		return tx.Quarantine(uplink.Quarantined{At: w.now, Reason: "r"})
+	})
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(other.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	plan := func(id string) api.NewRollout { return api.NewRollout{ID: id, Product: "lamp", Version: "1.0.0"} }
+
+	left := map[string]bool{}
+	for _, op := range httpapi.Operations() {
+		if op.Method != "GET" {
+			left[op.ID] = true
+		}
+	}
+	do := func(op, method, path string, body any) result {
+		t.Helper()
+		delete(left, op)
+		before, err := w.Access.Audit(t.Context(), 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res := w.send(access.Admin, method, path, body)
+		after, err := w.Access.Audit(t.Context(), 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode >= 300 || after[0].Seq == before[0].Seq || after[0].Who != "t-admin" || after[0].At.Before(w.now.Add(-time.Second)) {
+			t.Errorf("%s: %d, newest line %+v, %s", op, res.StatusCode, after[0], res.body)
+		}
+		return res
+	}
+	do("createDevice", "POST", "/devices", api.NewDevice{ID: "n1", Product: "lamp"})
+	do("importDevices", "POST", "/device-imports", api.DeviceImport{Devices: []api.NewDevice{{ID: "n2", Product: "lamp"}}})
+	do("updateDevice", "PATCH", "/devices/n1", `{"hardware":"b"}`)
+	do("disableDevice", "POST", "/devices/n1/disable", nil)
+	do("enableDevice", "POST", "/devices/n1/enable", nil)
+	do("newFallbackPassword", "POST", "/devices/n1/fallback-password", nil)
+	do("issueCertificate", "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr}).decode(t, &cert)
+	do("renewCertificates", "POST", "/certificates/renewals", `{"devices":["d000"]}`)
+	do("revokeCertificate", "POST", "/certificates/"+cert.Serial+"/revocation", `{}`)
+	do("addSigningKey", "POST", "/firmware/keys", api.NewSigningKey{PublicKey: pub})
+	do("createRollout", "POST", "/rollouts", plan("r1"))
+	for _, verb := range []string{"start", "pause", "resume", "abort"} {
+		do(verb+"Rollout", "POST", "/rollouts/r1/"+verb, nil)
+	}
+	do("approveRecoveryRequest", "POST", "/recovery/requests/"+reqs[0]+"/approve", nil)
+	do("denyRecoveryRequest", "POST", "/recovery/requests/"+reqs[1]+"/deny", nil)
+	do("dropQuarantined", "DELETE", "/quarantine/1", nil)
+	do("createToken", "POST", "/tokens", api.NewToken{Name: "ci", Role: "viewer"})
+	do("deleteToken", "DELETE", "/tokens/ci", nil)
+	do("revokeSigningKey", "POST", "/firmware/keys/"+keys.Items[0].ID+"/revoke", nil)
+
+	// The upload was made by publish, before.
+	delete(left, "uploadRelease")
+	es, err := w.Access.Audit(t.Context(), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(es, func(e access.Entry) bool { return e.Who == "t-operator" && strings.Contains(e.On, "1.0.0") }) {
+		t.Errorf("the release of %d bytes is not on record: %d", len(img), len(jws))
+	}
+	for op := range left {
+		t.Errorf("%s is not tried here", op)
 	}
 }
