@@ -225,17 +225,17 @@ func TestIndexChangesCountFromTheNextQuestion(t *testing.T) {
 		t.Errorf("after Load: Get %v, Len %d", ok, x.Len())
 	}
 	x.Put(record("dev1", "1001"))
-	if d := x.Admit("dev1", "1001", time.Now()); !d.Allow {
-		t.Errorf("Admit: %+v", d)
+	if ok, why := x.Admit("dev1", "1001", time.Now()); !ok {
+		t.Errorf("Admit: %s", why)
 	}
-	if d := x.Admit("dev1", "1001", time.Now().Add(2*time.Hour)); d.Reason != admission.CertificateExpired {
-		t.Errorf("Admit after the end: %+v", d)
+	if ok, why := x.Admit("dev1", "1001", time.Now().Add(2*time.Hour)); ok || why != string(admission.CertificateExpired) {
+		t.Errorf("Admit after the end: %v, %s", ok, why)
 	}
-	if d := x.AdmitPassword("dev1", hash(secret)); !d.Allow {
-		t.Errorf("AdmitPassword: %+v", d)
+	if ok, why := x.AdmitPassword("dev1", hash(secret)); !ok {
+		t.Errorf("AdmitPassword: %s", why)
 	}
-	if d := x.AdmitPassword("dev1", hash("x")); d.Allow {
-		t.Errorf("AdmitPassword, wrong: %+v", d)
+	if ok, why := x.AdmitPassword("dev1", hash("x")); ok {
+		t.Errorf("AdmitPassword, wrong: %s", why)
 	}
 }
 
@@ -243,19 +243,19 @@ func TestIndexKeepsItsOwnCopy(t *testing.T) {
 	r := record("dev1", "1001")
 	x := index(r)
 	r.Passwords[0] = hash("attacker")
-	if d := x.AdmitPassword("dev1", hash("attacker")); d.Allow {
-		t.Error("Load: a password changed by the caller works")
+	if ok, why := x.AdmitPassword("dev1", hash("attacker")); ok {
+		t.Errorf("Load: a password changed by the caller works: %s", why)
 	}
 	r = record("dev1", "1001")
 	x.Put(r)
 	r.Passwords[0] = hash("attacker")
-	if d := x.AdmitPassword("dev1", hash("attacker")); d.Allow {
-		t.Error("Put: a password changed by the caller works")
+	if ok, why := x.AdmitPassword("dev1", hash("attacker")); ok {
+		t.Errorf("Put: a password changed by the caller works: %s", why)
 	}
 	got, _ := x.Get("dev1")
 	got.Passwords[0] = hash("attacker")
-	if d := x.AdmitPassword("dev1", hash("attacker")); d.Allow {
-		t.Error("Get: a password changed by the caller works")
+	if ok, why := x.AdmitPassword("dev1", hash("attacker")); ok {
+		t.Errorf("Get: a password changed by the caller works: %s", why)
 	}
 }
 
@@ -278,8 +278,8 @@ func TestIndexUnderManyWriters(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 2000 {
-				if d := x.Admit("dev1", "1001", time.Now()); !d.Allow {
-					t.Errorf("a device that was never away: %+v", d)
+				if ok, why := x.Admit("dev1", "1001", time.Now()); !ok {
+					t.Errorf("a device that was never away: %s", why)
 					return
 				}
 			}

@@ -118,13 +118,15 @@ func (x *Index) Decide(q admission.Question, at time.Time) admission.Decision {
 }
 
 // Admit decides whether a device may come in at time at with the certificate of this serial, whose chain the caller has
-// verified. It serves the device API.
-func (x *Index) Admit(id fleet.DeviceID, serial fleet.Serial, at time.Time) admission.Decision {
-	return admission.AdmitCertificate(x.record(id), id, serial, at)
+// verified. It serves the device API. The reason is an admission.Reason.
+func (x *Index) Admit(id fleet.DeviceID, serial fleet.Serial, at time.Time) (ok bool, reason string) {
+	d := admission.AdmitCertificate(x.record(id), id, serial, at)
+	return d.Allow, string(d.Reason)
 }
 
 // AdmitPassword decides whether a device may come in by the fallback with the password of this SHA-256. It serves the
-// recovery API, which limits attempts by a Limiter of its own.
-func (x *Index) AdmitPassword(id fleet.DeviceID, sum fleet.Hash) admission.Decision {
-	return admission.AdmitPassword(x.record(id), id, sum)
+// recovery API, which limits attempts by itself (Limiter). The reason is an admission.Reason.
+func (x *Index) AdmitPassword(id fleet.DeviceID, sum fleet.Hash) (ok bool, reason string) {
+	d := admission.AdmitPassword(x.record(id), id, sum)
+	return d.Allow, string(d.Reason)
 }

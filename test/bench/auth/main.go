@@ -35,8 +35,8 @@ import (
 func main() {
 	devices := flag.Int("devices", 100_000, "devices in the index")
 	conns := flag.Int("connections", 4, "kept-alive connections, as the broker's http client has")
-	rounds := flag.Int("rounds", 11, "rounds; each measures both servers, in alternating order")
-	length := flag.Duration("length", 700*time.Millisecond, "length of one measurement")
+	rounds := flag.Int("rounds", 75, "rounds; each measures both servers, in alternating order")
+	length := flag.Duration("length", 100*time.Millisecond, "length of one measurement")
 	flag.Parse()
 	if err := run(*devices, *conns, *rounds, *length); err != nil {
 		fmt.Fprintln(os.Stderr, "bench auth:", err)
@@ -57,7 +57,7 @@ func run(devices, conns, rounds int, length time.Duration) error {
 	defer base.stop()
 	questions := requests(devices)
 	for _, s := range []*served{ours, base} { // warm up
-		if _, err := measure(s.addr, questions, conns, length/2); err != nil {
+		if _, err := measure(s.addr, questions, conns, 5*length); err != nil {
 			return err
 		}
 	}
