@@ -15,7 +15,7 @@ import (
 
 // Bounds of the signer.
 const (
-	signBatch = 512 // under a backlog; a request alone is signed at once
+	signBatch = 512                    // under a backlog; a request alone is signed at once
 	idle      = 2 * time.Second        // an intent that nobody announced is found after
 	minPause  = 250 * time.Millisecond // after a failure; doubled up to maxPause, with jitter
 	maxPause  = 30 * time.Second
