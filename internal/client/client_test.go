@@ -55,8 +55,8 @@ func TestARefusalIsAnError(t *testing.T) {
 
 func TestWhatDidNotComeFromMusterd(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
-		"html":                        func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>hello</html>") },
-		"proxy http.StatusBadGateway": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", http.StatusBadGateway) },
+		"html":  func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>hello</html>") },
+		"proxy": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "bad gateway", http.StatusBadGateway) },
 		"redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://evil.invalid/", http.StatusFound)
 		},
