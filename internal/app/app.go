@@ -267,7 +267,7 @@ func (a *App) openBrokerAuth() (err error) {
 	perMinute := brokerauth.PerMinute(a.c.Recovery.LoginsPerMinute)
 	a.auth, err = brokerauth.New(brokerauth.Config{
 		Index: a.index, Log: a.log, Registry: a.metrics.Registry(), OnRefusal: a.noteRefusal,
-		Limits: brokerauth.Limits{DeviceFailures: perMinute},
+		Limits: brokerauth.Limits{DeviceLogins: perMinute, DeviceFailures: perMinute},
 	})
 	if err != nil {
 		return err

@@ -277,6 +277,45 @@ func TestReportsStayInTheQueueWhileTheyCannotBeStored(t *testing.T) {
 	}
 }
 
+// A report that is delivered again is not younger than it was, or evidence would change its order.
+func TestAReportKeepsItsTimeWhenItComesAgain(t *testing.T) {
+	seen := make(chan time.Time, 16)
+	consume := func(answer error) (stop func()) {
+		c := broker.NewConsumer(config(), wire.VhostDevices, broker.Subscription{Queue: wire.QueueUp, MaxBatch: 1, Handle: func(_ context.Context, ms []broker.Message) error {
+			select {
+			case seen <- ms[0].At:
+			default:
+			}
+			return answer
+		}})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		return func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	before := time.Now()
+	stop := consume(errors.New("not yet"))
+	if err := publisher(t).Publish(t.Context(), []broker.Out{{Key: "d.d3.up.hello", Body: []byte("x")}})[0]; err != nil {
+		t.Fatal(err)
+	}
+	first := <-seen
+	stop()
+	for len(seen) > 0 {
+		<-seen
+	}
+	stop = consume(nil)
+	again := <-seen
+	stop()
+	if first.Before(before.Add(-time.Second)) || !again.Equal(first) {
+		t.Errorf("published at %v, seen as of %v and then as of %v", before, first, again)
+	}
+}
+
 // A queue that an operator declared otherwise is not taken over in silence.
 func TestAQueueWithOtherArgumentsIsNamed(t *testing.T) {
 	l := &ledger{seen: map[string]int{}}

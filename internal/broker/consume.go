@@ -14,7 +14,7 @@ type Message struct {
 	Vhost   string
 	Key     string // routing key
 	Body    []byte
-	At      time.Time // when it was received
+	At      time.Time // when the broker took it; the same at every delivery
 	Headers map[string]any
 }
 
@@ -142,12 +142,22 @@ func gather(ctx context.Context, first amqp.Delivery, more <-chan amqp.Delivery,
 	return batch
 }
 
+// arrived returns when the broker took a message: its own stamp, which a client cannot set (brokerconf), and which is the
+// same at every delivery. Without one, or with one from the future, it is now.
+func arrived(d amqp.Delivery, now time.Time) time.Time {
+	ms, ok := d.Headers["timestamp_in_ms"].(int64)
+	if at := time.UnixMilli(ms); ok && ms > 0 && at.Before(now) {
+		return at
+	}
+	return now
+}
+
 // handle has a batch stored, however long that takes, and acknowledges it.
 func (c *Consumer) handle(ctx context.Context, ch *amqp.Channel, s Subscription, batch []amqp.Delivery) error {
 	now := time.Now()
 	messages := make([]Message, len(batch))
 	for i, d := range batch {
-		messages[i] = Message{Vhost: c.vhost, Key: d.RoutingKey, Body: d.Body, At: now, Headers: d.Headers}
+		messages[i] = Message{Vhost: c.vhost, Key: d.RoutingKey, Body: d.Body, At: arrived(d, now), Headers: d.Headers}
 	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
 		err := s.Handle(ctx, messages)

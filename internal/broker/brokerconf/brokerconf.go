@@ -218,6 +218,9 @@ func (c Config) main() []byte {
 	set("management.http.max_body_size", 1<<20)
 	set("load_definitions", c.Definitions)
 
+	section("When a message came is the broker's word, and the same however often it is delivered.")
+	set("message_interceptors.incoming.set_header_timestamp.overwrite", "true")
+
 	section("Presence: muster consumes the events of this vhost.")
 	set("event_exchange.vhost", wire.VhostDevices)
 
