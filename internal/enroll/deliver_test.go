@@ -215,6 +215,37 @@ func TestPasswordsAreBounded(t *testing.T) {
 	}
 }
 
+// Over the fallback, a device gets a certificate that it never used, and only that brings a password: connecting with one
+// that it had before proves nothing.
+func TestOnlyAnUnusedCertificateBringsAPassword(t *testing.T) {
+	r := newRig(t, enroll.Policy{})
+	at := time.Now()
+	key := newKey(t)
+	if err := r.request(at, dev, csrOf(t, key, dev), pki.ViaRecovery); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.e.SignPending(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := r.device(dev).Next
+	if r.push(at, dev, s, 0).Password == "" {
+		t.Error("a new certificate came without a password")
+	}
+	r.connected(at, dev, s)
+	if r.push(at, dev, s, 0).Password != "" {
+		t.Error("a certificate in use brought a password")
+	}
+	if err := r.request(at, dev, csrOf(t, key, dev), pki.ViaRecovery); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.e.SignPending(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d := r.device(dev); d.Current != s || d.Next == "" || d.Next == s {
+		t.Errorf("slots %s and %s", d.Current, d.Next)
+	}
+}
+
 func TestOpenIntents(t *testing.T) {
 	r := newRig(t, enroll.Policy{})
 	at := time.Now()

@@ -30,8 +30,8 @@ type IssueOptions struct {
 }
 
 // Issue signs a request (PKCS #10, DER) for a device by an operator's order and returns its certificate. The same key gets
-// the same certificate as long as it is not due for renewal. The certificate goes to the slot next and becomes current when the device connects with it.
-// It opens the fallback again if a revocation had closed it. Errors: NotFound, those of pki.ParseCSR, Forbidden with
+// the same certificate as long as it is not due for renewal. The certificate goes to the slot next and becomes current when
+// the device connects with it. It opens the fallback again if a revocation had closed it. Errors: NotFound, those of pki.ParseCSR, Forbidden with
 // CodeDisabled or pki.CodeKeyRevoked, Conflict with pki.CodeKeyInUse, Unavailable if the authority does not answer: the
 // order stands then, and Run goes on with it.
 func (e *Enroller) Issue(ctx context.Context, at time.Time, id fleet.DeviceID, csr []byte, o IssueOptions) (pki.Certificate, error) {

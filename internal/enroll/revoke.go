@@ -24,7 +24,8 @@ type Revocation struct {
 
 // Revoke takes a certificate out of use for good, for a reason of RFC 5280 §5.3.1 (see pki.ReasonAllowed). If it stands in
 // a slot, the device is thrown out wholly: both slots, what is being signed for it, and the fallback, until an operator
-// enrols it again; with reason 1 (keyCompromise) its passwords die too, for they lie in the same flash. One that was superseded goes alone.
+// enrols it again; with reason 1 (keyCompromise) its passwords die too, for they lie in the same flash. One that was
+// superseded goes alone.
 //
 // The order is: stored, so that a reconnect is refused; live connections closed; looked again after a moment and after
 // five seconds, and closed again if need be, until none is found or ctx ends. What is left to do then is stored and done

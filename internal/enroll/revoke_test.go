@@ -314,6 +314,25 @@ func TestDisableAndEnable(t *testing.T) {
 		if !r.broker.isOpen(user) || len(r.closings()) != 0 {
 			t.Error("a closing outlived its reason")
 		}
+		// Disabled, enabled and disabled again: the second promise is kept in full, whatever came of the first.
+		for range 2 {
+			if err := r.e.Disable(t.Context(), time.Now(), dev, "ops"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if err := r.e.Enable(t.Context(), time.Now(), dev, "ops"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.e.Disable(t.Context(), time.Now(), dev, "ops"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(4 * time.Second) // six after the first
+		r.broker.connect(user)
+		time.Sleep(time.Minute)
+		if r.broker.isOpen(user) || len(r.closings()) != 0 {
+			t.Error("the second promise died with the first")
+		}
 		for _, err := range []error{r.e.Disable(t.Context(), at, "nobody", "x"), r.e.Enable(t.Context(), at, "nobody", "x")} {
 			if !fleet.Is(err, fleet.NotFound) {
 				t.Errorf("unknown device: %v", err)

@@ -62,8 +62,8 @@ func (r *Recovery) decide(ctx context.Context, at time.Time, id, by string, to p
 	return q, nil
 }
 
-// Sweep drops requests that nobody decided within Policy.RequestLife, decided ones after 90 days, and those of devices that are gone. It
-// returns how many.
+// Sweep drops requests that nobody decided within Policy.RequestLife, decided ones after 90 days, and those of devices that
+// are gone. It returns how many.
 func (r *Recovery) Sweep(ctx context.Context, at time.Time) (int, error) {
 	var stale []string
 	find := func(tx Tx) error {

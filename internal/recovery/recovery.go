@@ -180,8 +180,8 @@ func (r *Recovery) tooFast(tx Tx, at time.Time, id fleet.DeviceID, over error) e
 	return say(tx, at, id, enroll.CodeLater)
 }
 
-// knownKey reports whether the key with that hash belongs to one of dev's own certificates that can be trusted: expired and superseded
-// ones count, revoked ones do not (DESIGN §9). The errors are coded refusals.
+// knownKey reports whether the key with that hash belongs to one of dev's own certificates that can be trusted: expired and
+// superseded ones count, revoked ones do not (DESIGN §9). The errors are coded refusals.
 func knownKey(tx Tx, dev fleet.Device, h fleet.Hash) (bool, error) {
 	list, err := tx.CertificatesByKey(h)
 	if err != nil {
