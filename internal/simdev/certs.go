@@ -139,7 +139,7 @@ func (s *session) have(o wire.CertOrder) (side, identity, bool) {
 
 // takeAgain handles a certificate that came before: messages come at least once.
 func (s *session) takeAgain(ctx context.Context, o wire.CertOrder, at side, id identity) error {
-	if !s.w.fallback && !id.leaf.NotBefore.After(s.d.ids[s.w.side].leaf.NotBefore) { // in use, or older than that
+	if !s.w.fallback && (at == s.w.side || id.leaf.NotBefore.Before(s.d.ids[s.w.side].leaf.NotBefore)) { // in use, or older
 		return s.sayCert(ctx, wire.CertReport{Have: id.serial})
 	}
 	if since, is := s.d.useless[id.serial]; is && !s.w.fallback && time.Since(since) < s.d.c.Timing.NewCertPause {
@@ -153,6 +153,9 @@ func (s *session) takeAgain(ctx context.Context, o wire.CertOrder, at side, id i
 
 // use says that the certificate is stored and ends the session: the next one uses it.
 func (s *session) use(ctx context.Context, at side, serial fleet.Serial) error {
+	if err := s.d.mem.use.write(useRecord{at, false}); err != nil {
+		return err
+	}
 	s.d.doors.stored(at)
 	s.stored = true
 	if err := s.sayCert(ctx, wire.CertReport{Have: serial}); err != nil {

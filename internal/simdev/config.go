@@ -14,6 +14,7 @@ type Timing struct {
 	Connect        time.Duration // limit of dial, handshake and login together
 	KeepAlive      time.Duration // MQTT; whole seconds
 	Ack            time.Duration // how long to wait for an acknowledgement before the session counts as lost
+	Answer         time.Duration // a hello that is not answered is said again after it, then after twice as long, and so on
 	TelemetryEvery time.Duration // below zero: never
 	BackoffBase    time.Duration // reconnects wait at random between 0 and base·2ⁿ, at most cap (full jitter)
 	BackoffCap     time.Duration
@@ -30,7 +31,7 @@ type Timing struct {
 // DefaultTiming is what a device in the field should use.
 func DefaultTiming() Timing {
 	return Timing{
-		Connect: 20 * time.Second, KeepAlive: time.Minute, Ack: 15 * time.Second, TelemetryEvery: time.Minute,
+		Connect: 20 * time.Second, KeepAlive: time.Minute, Ack: 15 * time.Second, Answer: 2 * time.Minute, TelemetryEvery: time.Minute,
 		BackoffBase: 2 * time.Second, BackoffCap: 5 * time.Minute, Reboot: 2 * time.Second, BootTries: 3, Watchdog: 10 * time.Minute,
 		ProgressEvery: 10, OTATries: 5, FallbackStay: 10 * time.Minute, NewCertPause: time.Hour,
 		Fallback: Policy{Refusals: 10, After: time.Hour, NewTries: 3},
@@ -40,7 +41,7 @@ func DefaultTiming() Timing {
 // QuickTiming is DefaultTiming in fast motion, for a demonstration or a test on one machine.
 func QuickTiming() Timing {
 	return Timing{
-		Connect: 10 * time.Second, KeepAlive: 10 * time.Second, Ack: 10 * time.Second, TelemetryEvery: 5 * time.Second,
+		Connect: 10 * time.Second, KeepAlive: 10 * time.Second, Ack: 10 * time.Second, Answer: 10 * time.Second, TelemetryEvery: 5 * time.Second,
 		BackoffBase: 200 * time.Millisecond, BackoffCap: 5 * time.Second, Reboot: 300 * time.Millisecond, BootTries: 3, Watchdog: 15 * time.Second,
 		ProgressEvery: 25, OTATries: 3, FallbackStay: 20 * time.Second, NewCertPause: 30 * time.Second,
 		Fallback: Policy{Refusals: 3, After: 5 * time.Second, NewTries: 2},
@@ -51,7 +52,7 @@ func QuickTiming() Timing {
 func (t Timing) withDefaults() Timing {
 	d := DefaultTiming()
 	for _, f := range []struct{ v, def *time.Duration }{
-		{&t.Connect, &d.Connect}, {&t.KeepAlive, &d.KeepAlive}, {&t.Ack, &d.Ack}, {&t.TelemetryEvery, &d.TelemetryEvery}, {&t.BackoffBase, &d.BackoffBase},
+		{&t.Connect, &d.Connect}, {&t.KeepAlive, &d.KeepAlive}, {&t.Ack, &d.Ack}, {&t.Answer, &d.Answer}, {&t.TelemetryEvery, &d.TelemetryEvery}, {&t.BackoffBase, &d.BackoffBase},
 		{&t.BackoffCap, &d.BackoffCap}, {&t.Reboot, &d.Reboot}, {&t.Watchdog, &d.Watchdog}, {&t.FallbackStay, &d.FallbackStay},
 		{&t.NewCertPause, &d.NewCertPause}, {&t.Fallback.After, &d.Fallback.After},
 	} {

@@ -178,13 +178,13 @@ func (d *Device) entered(w door, l *link) error {
 		d.emit(FallbackLeft, "certificate %s is accepted", l.serial)
 	}
 	use, _, err := d.mem.use.read()
-	if err != nil || use.Cert == w.side {
+	if err != nil || use == (useRecord{w.side, true}) {
 		return err
 	}
-	if err := d.mem.use.write(useRecord{w.side}); err != nil {
+	if err := d.mem.use.write(useRecord{w.side, true}); err != nil {
 		return err
 	}
-	if use.Cert != "" {
+	if use == (useRecord{w.side, false}) {
 		d.count(func(c *Counts) { c.Promotions++ })
 		d.emit(Promoted, "%s", l.serial)
 	}

@@ -49,9 +49,11 @@ type certSlot struct {
 	Chain [][]byte `json:"chain"`
 }
 
-// useRecord says which certificate worked last. It orders attempts; nothing is lost with it.
+// useRecord says which certificate is tried first: the one that worked last, or a new one that has not been tried yet. It
+// orders attempts; nothing is lost with it.
 type useRecord struct {
-	Cert side `json:"cert"`
+	Cert   side `json:"cert"`
+	Proven bool `json:"proven"`
 }
 
 type passwordSlot struct {
@@ -146,8 +148,7 @@ func (m memory) identities() (map[side]identity, error) {
 	return out, nil
 }
 
-// preferred returns the slots in the order in which they are tried: the one that worked last, then the newer one. A
-// certificate that has just been stored goes first by the device's own act (door.try).
+// preferred returns the slots in the order in which they are tried: the one in use, then the newer one.
 func (m memory) preferred(ids map[side]identity) ([]side, error) {
 	use, _, err := m.use.read()
 	if err != nil {

@@ -78,6 +78,9 @@ func (s *session) begin(ctx context.Context) error {
 func (s *session) loop(ctx context.Context) error {
 	f := s.d.fault()
 	var telemetry, flood, drop, stay <-chan time.Time
+	patience := s.d.c.Timing.Answer
+	unanswered := time.NewTimer(patience)
+	defer unanswered.Stop()
 	if !s.w.fallback && s.d.fw.Behaviour != Mute {
 		if every := s.d.c.Timing.TelemetryEvery; every > 0 {
 			t := time.NewTicker(every)
@@ -120,6 +123,13 @@ func (s *session) loop(ctx context.Context) error {
 			return errLost{"dropped by itself"}
 		case <-stay:
 			return errLost{"no certificate yet"}
+		case <-unanswered.C:
+			if s.answered || f.Silent || s.d.fw.Behaviour == Mute {
+				continue
+			}
+			patience = min(2*patience, time.Hour)
+			unanswered.Reset(patience)
+			err = s.hello(ctx)
 		case <-s.again():
 			s.askAgain = nil
 			err = s.askForCertificate(ctx)
