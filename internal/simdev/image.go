@@ -73,13 +73,19 @@ func ParseImage(b []byte) (Firmware, error) {
 	if err := json.Unmarshal(line, &f, json.RejectUnknownMembers(true)); err != nil {
 		return Firmware{}, fleet.Wrap(fleet.Invalid, err, `image: the second line is not {"version":…,"behaviour":…}`)
 	}
-	if f.Version == "" {
-		return Firmware{}, fleet.Errorf(fleet.Invalid, "image: no version")
-	}
-	if _, err := f.crashAfter(); err != nil {
+	if err := f.Check(); err != nil {
 		return Firmware{}, err
 	}
 	return f, nil
+}
+
+// Check returns an Invalid error where there is no version, or one that no hello could carry, or an unknown behaviour.
+func (f Firmware) Check() error {
+	if f.Version == "" || len(f.Version) > 32 || strings.ContainsFunc(f.Version, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fleet.Errorf(fleet.Invalid, "image: the version is not 1 to 32 printable characters")
+	}
+	_, err := f.crashAfter()
+	return err
 }
 
 // crashAfter returns how long the image runs before it crashes, 0 if it does not. It refuses unknown behaviours.

@@ -720,3 +720,16 @@ func publicKeyOf(t testing.TB, w *world) *ecdsa.PublicKey {
 	t.Fatal("no certificate was issued")
 	return nil
 }
+
+// newWorldCredentials are good credentials without a world around them.
+func newWorldCredentials(t testing.TB) simdev.Credentials {
+	t.Helper()
+	c, key := newCA(t), newKey(t)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return simdev.Credentials{
+		Key: der, Chain: c.device(t, deviceID, &key.PublicKey, time.Hour).Chain, Trust: [][]byte{c.root.Raw}, Password: "first-password", Endpoints: ends,
+	}
+}
