@@ -12,6 +12,7 @@ import (
 	"muster/internal/brokerauth"
 	"muster/internal/devapi"
 	"muster/internal/downlink"
+	"muster/internal/enroll"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
 	"muster/internal/pki"
@@ -205,6 +206,9 @@ func (a *App) composers() map[downlink.Kind]downlink.Composer {
 				return err
 			})
 			return ms, err
+		},
+		downlink.No: func(_ context.Context, _ time.Time, e downlink.Entry) ([]downlink.Message, error) {
+			return one(e, wire.DownCert, enroll.ComposeNo(e.Ref)), nil
 		},
 		downlink.Cmd: func(_ context.Context, _ time.Time, e downlink.Entry) ([]downlink.Message, error) {
 			return one(e, wire.DownCmd, wire.Encode(wire.Cmd{Op: wire.CmdOp(e.Ref)})), nil
