@@ -417,18 +417,18 @@ type DeviceStatus struct {
 // Duration Examples: 24h
 type Duration = string
 
-// Endpoints Examples: {"fallback_mqtt":"broker.example.com:8884","https":"https://muster.example.com:8443","mqtt":"broker.example.com:8883","recovery_https":"https://muster.example.com:8444"}
+// Endpoints Examples: {"fallback_mqtt":"broker.example.com:8884","https":"muster.example.com:8443","mqtt":"broker.example.com:8883","recovery_https":"muster.example.com:8444"}
 type Endpoints struct {
 	// FallbackMQTT host:port, TLS and password.
 	FallbackMQTT string `json:"fallback_mqtt"`
 
-	// HTTPS Base URL of the device API.
+	// HTTPS host:port of the device API, HTTPS with mutual TLS.
 	HTTPS string `json:"https"`
 
 	// MQTT host:port, mutual TLS.
 	MQTT string `json:"mqtt"`
 
-	// RecoveryHTTPS Base URL of the recovery API.
+	// RecoveryHTTPS host:port of the recovery API, HTTPS with the fallback password.
 	RecoveryHTTPS string `json:"recovery_https"`
 }
 

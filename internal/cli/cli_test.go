@@ -96,7 +96,7 @@ func (d *desk) checkKit(dir, id string) *x509.Certificate {
 	if read(d.t, filepath.Join(dir, "trust.pem")) != string(d.Trust) {
 		d.t.Error("another trust bundle")
 	}
-	want := fmt.Sprintf("{\n  \"device\": %q,\n  \"mqtt\": \"broker.example.com:8883\",\n  \"fallback_mqtt\": \"broker.example.com:8884\",\n  \"https\": \"https://muster.example.com:8443\",\n  \"recovery_https\": \"https://muster.example.com:8444\"\n}\n", id)
+	want := fmt.Sprintf("{\n  \"device\": %q,\n  \"mqtt\": \"broker.example.com:8883\",\n  \"fallback_mqtt\": \"broker.example.com:8884\",\n  \"https\": \"muster.example.com:8443\",\n  \"recovery_https\": \"muster.example.com:8444\"\n}\n", id)
 	if got := read(d.t, filepath.Join(dir, "endpoints.json")); got != want {
 		d.t.Errorf("endpoints %s", got)
 	}

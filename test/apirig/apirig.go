@@ -94,7 +94,7 @@ func New(t testing.TB) *Rig {
 		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access,
 		Firmware:  ota.New(ota.Config{Update: Use[ota.Tx](db.Update), View: Use[ota.Tx](db.View), Images: images, MaxImage: MaxImage}),
 		Trust:     func(context.Context) ([]byte, error) { return r.Trust, nil },
-		Endpoints: api.Endpoints{MQTT: "broker.example.com:8883", FallbackMQTT: "broker.example.com:8884", HTTPS: "https://muster.example.com:8443", RecoveryHTTPS: "https://muster.example.com:8444"},
+		Endpoints: api.Endpoints{MQTT: "broker.example.com:8883", FallbackMQTT: "broker.example.com:8884", HTTPS: "muster.example.com:8443", RecoveryHTTPS: "muster.example.com:8444"},
 		Version:   api.Version{Version: "0.1.0", Go: "go1.26", API: "v1"}, Log: log, MaxImage: MaxImage,
 		Livez:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }),
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "muster_up 1\n") }),
