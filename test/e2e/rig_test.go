@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -54,20 +55,13 @@ func run(m *testing.M) (code int) {
 	defer func() {
 		err := shared.Stop(ctx)
 		if fragile.World != nil {
-			err = errJoin(err, fragile.Stop(ctx))
+			err = errors.Join(err, fragile.Stop(ctx))
 		}
 		if err != nil {
 			code = fail(err)
 		}
 	}()
 	return m.Run()
-}
-
-func errJoin(a, b error) error {
-	if a == nil {
-		return b
-	}
-	return a
 }
 
 func say(s string) { fmt.Fprintln(os.Stderr, s) }
@@ -277,7 +271,8 @@ func (s *scene) certificates(id fleet.DeviceID) map[fleet.Serial]api.Certificate
 	return out
 }
 
-// command runs a program that muster did not write and returns what it said and its exit code.
+// command runs a program that muster did not write and returns what it said and its exit code, -1 if
+// it did not end. It may be called by several goroutines.
 func (s *scene) command(name string, args ...string) (string, int) {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
@@ -287,10 +282,12 @@ func (s *scene) command(name string, args ...string) (string, int) {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		s.Fatalf("%s %q did not end: %s", name, args, &out)
+		s.Errorf("%s %q did not end: %s", name, args, &out)
+		return out.String(), -1
 	}
 	if err != nil && cmd.ProcessState == nil {
-		s.Fatal(err)
+		s.Error(err)
+		return "", -1
 	}
 	return out.String(), cmd.ProcessState.ExitCode()
 }

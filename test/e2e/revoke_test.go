@@ -1,0 +1,90 @@
+package e2e
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"muster/api"
+	"muster/internal/simdev"
+)
+
+func TestRevokedDeviceIsThrownOutAndRefusedAtEveryDoor(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, shared, "stolen")
+	ids := s.add(2)
+	s.runAll(ids, nil)
+	id, neighbour := ids[0], ids[1]
+	kit, sink := s.kit(id), filepath.Join(s.dir, "sink")
+	password := s.file(kit, simdev.PasswordFile)
+	front, side := s.w.Config.Public.HTTPS, s.w.Config.Public.RecoveryHTTPS
+	asUser := []string{"--user", string(id) + ":" + password}
+	if got := s.curl(sink, front, "/trust-bundle", byCertificate(kit)...); got != "200" {
+		t.Fatalf("8443 before: %s", got)
+	}
+	if got := s.curl(sink, side, "/trust-bundle", asUser...); got != "200" {
+		t.Fatalf("8444 before: %s", got)
+	}
+	mark := s.devs.Mark()
+	begin := time.Now()
+	rs := read[[]api.RevocationReport](s, "certs", "revoke", "--device", string(id), "--reason", "key-compromise")
+	if len(rs) != 1 {
+		t.Fatalf("%d certificates revoked", len(rs))
+	}
+	r := rs[0]
+	if !r.Clean || r.Connections != 1 || r.Certificate.State != api.CertificateStateRevoked || r.Certificate.Reason != "key-compromise" {
+		t.Errorf("report %+v", r)
+	}
+	for what, text := range map[string]string{"stored": r.StoredAfter, "closed": r.ClosedAfter, "verified": r.VerifiedAfter} {
+		if d, err := time.ParseDuration(text); err != nil || d <= 0 || d > time.Since(begin) {
+			t.Errorf("%s after %q", what, text)
+		}
+	}
+	s.await("thrown out", func() bool { return s.did(mark, id, simdev.Disconnected) > 0 })
+	s.await("refused", func() bool { return s.did(mark, id, simdev.Refused) > 0 })
+	s.wantRefused(id, s.front(id, kit))
+	s.wantRefused(id, s.side(id, password))
+	if got := s.curl(sink, front, "/trust-bundle", byCertificate(kit)...); got != "403" && got != "401" && got != "000" {
+		t.Errorf("8443 answers %s", got)
+	}
+	if got := s.curl(sink, side, "/trust-bundle", asUser...); got != "401" && got != "403" {
+		t.Errorf("8444 answers %s", got)
+	}
+	if n := s.did(mark, id, simdev.Connected); n != 0 {
+		t.Errorf("it was let in %d times", n)
+	}
+	if n := s.did(mark, neighbour, simdev.Disconnected); n != 0 || !s.device(neighbour).Status.Online {
+		t.Errorf("its neighbour was disconnected %d times", n)
+	}
+	if d := s.device(id); d.Status.Online {
+		t.Errorf("muster takes it for online: %+v", d.Status)
+	}
+	again := s.muster("certs", "revoke", string(r.Certificate.Serial))
+	if !strings.Contains(again, "refused after") {
+		t.Errorf("revoking it again prints %q", again)
+	}
+}
+
+func TestDisabledDeviceComesBackWhenItIsEnabled(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, shared, "switched")
+	id := s.add(1)[0]
+	s.run(id, func(c *simdev.Config) { c.Timing.BackoffCap = time.Second })
+	s.await("hello answered", func() bool { return s.did(0, id, simdev.Answered) > 0 })
+	password := s.file(s.kit(id), simdev.PasswordFile)
+	mark := s.devs.Mark()
+	s.muster("device", "disable", string(id))
+	s.await("thrown out", func() bool { return s.did(mark, id, simdev.Disconnected) > 0 })
+	s.await("refused", func() bool { return s.did(mark, id, simdev.Refused) > 0 })
+	s.wantRefused(id, s.side(id, password))
+	if got := s.curl(filepath.Join(s.dir, "sink"), s.w.Config.Public.HTTPS, "/trust-bundle", byCertificate(s.kit(id))...); got == "200" {
+		t.Error("8443 lets it in")
+	}
+	if n := s.did(mark, id, simdev.Connected); n != 0 {
+		t.Errorf("it was let in %d times", n)
+	}
+	mark = s.devs.Mark()
+	s.muster("device", "enable", string(id))
+	s.await("back at the front", func() bool { return s.did(mark, id, simdev.Answered) > 0 && s.inFrontBy(id, "") })
+}
