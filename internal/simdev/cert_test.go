@@ -10,7 +10,10 @@ import (
 	"muster/internal/wire"
 )
 
-const month = 30 * 24 * time.Hour
+const (
+	month = 30 * 24 * time.Hour
+	year  = 365 * 24 * time.Hour
+)
 
 func TestRenewal(t *testing.T) {
 	for _, plain := range []bool{true, false} {
@@ -226,20 +229,49 @@ func TestDeviceWithoutAClock(t *testing.T) {
 	})
 }
 
+// A device without a clock that was told the time knows, until it restarts, that a server certificate has run out. After
+// the restart it knows only how late it was when it was told, and must let the server in.
+func TestToldTimeCounts(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.set(func() { w.srv = w.ca.server(t, 10*time.Minute, "broker.test") })
+		d, _ := w.device(func(c *simdev.Config) { c.Faults.Clock1970 = true })
+		w.eventually(5*time.Second, "an answered hello", func() bool { return w.saw(simdev.Answered, "") == 1 })
+		time.Sleep(20 * time.Minute)
+		w.kick()
+		time.Sleep(time.Minute)
+		if n := w.saw(simdev.Unreachable, "expired"); n < 5 || d.Snapshot().Connected {
+			t.Errorf("the expired server was refused %d times: %+v", n, d.Snapshot())
+		}
+		d.Reboot()
+		w.eventually(time.Minute, "connected after the restart", func() bool { return d.Snapshot().Connected })
+
+		time.Sleep(3 * time.Hour)
+		w.tell(wire.DownCmd, wire.HelloAnswer(time.Now()))
+		time.Sleep(time.Second)
+		w.set(func() { w.srv = w.ca.server(t, -time.Minute, "broker.test") })
+		before := w.saw(simdev.Unreachable, "expired")
+		d.Reboot()
+		time.Sleep(time.Minute)
+		if n := w.saw(simdev.Unreachable, "expired") - before; n < 5 || d.Snapshot().Connected {
+			t.Errorf("a server that had expired before the time last heard was refused %d times: %+v", n, d.Snapshot())
+		}
+	})
+}
+
 // A server certificate that has run out is no reason to send credentials to it at the front.
 func TestExpiredServerIsNotBelieved(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		d, _ := w.device(nil)
 		w.eventually(5*time.Second, "an answered hello", func() bool { return w.saw(simdev.Answered, "") == 1 })
-		w.set(func() { w.srv = newCA(t).server(t, "broker.test") })
+		w.set(func() { w.srv = newCA(t).server(t, 10*year, "broker.test") })
 		w.kick()
 		time.Sleep(time.Minute)
-		w.set(func() { w.srv = w.ca.server(t, "other.test") })
+		w.set(func() { w.srv = w.ca.server(t, 10*year, "other.test") })
 		time.Sleep(time.Minute)
 		if n := w.saw(simdev.Unreachable, "certificate"); n < 10 || w.saw(simdev.FallbackTaken, "") != 0 || w.saw(simdev.Connected, "") != 1 {
 			t.Errorf("%d times not believed, connected %d times", n, w.saw(simdev.Connected, ""))
 		}
-		w.set(func() { w.srv = w.ca.server(t, "broker.test", "ota.test") })
+		w.set(func() { w.srv = w.ca.server(t, 10*year, "broker.test", "ota.test") })
 		w.eventually(time.Minute, "back", func() bool { return d.Snapshot().Connected })
 	})
 }
@@ -260,7 +292,13 @@ func TestPowerCutInEveryWriteOfARenewal(t *testing.T) {
 		if w.saw(simdev.FallbackTaken, "") != 0 || !d.Snapshot().Connected {
 			t.Errorf("went to the fallback, or away: %+v", d.Snapshot())
 		}
-		return d.Counts().PowerCuts == 1
+		if d.Counts().PowerCuts == 0 {
+			return false
+		}
+		second := d.Snapshot().Serial
+		w.tell(wire.DownCert, wire.Encode(wire.CertOrder{Op: wire.CertRenew}))
+		w.eventually(time.Minute, "a further renewal, with a key of its own", func() bool { s := d.Snapshot(); return s.Connected && s.Serial != second })
+		return true
 	})
 }
 

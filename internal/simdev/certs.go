@@ -199,10 +199,8 @@ func (s *session) judge(o wire.CertOrder) (identity, error) {
 	switch {
 	case key == nil:
 		return identity{}, fleet.Errorf(fleet.Invalid, "does not fit a key of this device")
-	case fleet.SerialOf(leaf.SerialNumber) != o.Serial:
-		return identity{}, fleet.Errorf(fleet.Invalid, "has another serial than the message says")
-	case !slices.Contains(leaf.DNSNames, string(s.d.id)) || len(leaf.URIs) != 1 || leaf.URIs[0].String() != wire.CertUser(s.d.id, o.Serial):
-		return identity{}, fleet.Errorf(fleet.Invalid, "is not made out to this device")
+	case fleet.SerialOf(leaf.SerialNumber) != o.Serial || !slices.Contains(leaf.DNSNames, string(s.d.id)) || len(leaf.URIs) != 1 || leaf.URIs[0].String() != wire.CertUser(s.d.id, o.Serial):
+		return identity{}, fleet.Errorf(fleet.Invalid, "is not made out to this device, or with another serial than the message says")
 	}
 	between := x509.NewCertPool()
 	for _, der := range o.Chain[1:] {

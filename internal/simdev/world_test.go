@@ -96,7 +96,7 @@ func newWorld(t *testing.T) *world {
 		t: t, ca: newCA(t), life: 90 * 24 * time.Hour, password: []string{"first-password"}, down: map[string]bool{}, revoked: map[fleet.Serial]bool{},
 		used: map[fleet.Serial]bool{}, byKey: map[string]wire.CertOrder{}, telemetry: map[uint64]int{}, dials: map[string]int{}, turn: make(chan struct{}, 1),
 	}
-	w.srv = w.ca.server(t, "broker.test", "ota.test")
+	w.srv = w.ca.server(t, 10*year, "broker.test", "ota.test")
 	w.mqtt = mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})
 	if err := w.mqtt.AddHook(&backend{w: w}, nil); err != nil {
 		t.Fatal(err)
@@ -548,14 +548,14 @@ func (c *ca) sign(t testing.TB, tpl *x509.Certificate, pub any) []byte {
 	return der
 }
 
-func (c *ca) server(t testing.TB, names ...string) tls.Certificate {
+func (c *ca) server(t testing.TB, life time.Duration, names ...string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	der := c.sign(t, &x509.Certificate{
-		SerialNumber: big.NewInt(2), DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
+		SerialNumber: big.NewInt(2), DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, key.Public())
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}

@@ -220,19 +220,17 @@ func TestSlicesOfTwoMessagesAreNotMixed(t *testing.T) {
 			t.Fatalf("slice %d: done %v, %+v", i, done, whole)
 		}
 	}
-	forged := slicesWithTag(second, second[0].Tag)
-	forged[1].Data = bytes.Clone(forged[1].Data)
-	forged[1].Data[3] ^= 1
+	// The same with equal tags: only the digest can tell that what comes out, good JSON, was never sent.
 	var last error
-	for _, p := range forged {
+	for _, p := range append(slicesWithTag(first[:half], second[0].Tag), second[half:]...) {
 		_, done, err := a.Add(p)
 		if done {
-			t.Fatal("changed slices were taken")
+			t.Fatal("halves of two messages were taken for one")
 		}
 		last = err
 	}
 	if !fleet.Is(last, fleet.Invalid) {
-		t.Fatalf("changed slices: %v", last)
+		t.Fatalf("halves of two messages: %v", last)
 	}
 }
 
