@@ -53,7 +53,7 @@ func runCommand() *cobra.Command {
 	f.DurationVar(&o.spread, "spread", 0, "the devices start at random within it")
 	f.DurationVar(&o.duration, "for", 0, "end after it; 0 for never")
 	f.StringArrayVar(&o.faults, "fault", nil, "[DEVICE:]NAME=VALUE, see above; may be repeated")
-	f.StringVar(&o.firmware, "firmware", "", "image that new devices are made with, from `devicesim image`")
+	f.StringVar(&o.firmware, "firmware", "", "`FILE` with the image that new devices are made with (see devicesim image)")
 	f.StringVar(&o.hardware, "hardware", "", "board revision that the devices report")
 	f.StringVar(&o.chip, "chip", "", "chip that the devices report, such as esp32s3")
 	f.BoolVar(&o.quick, "quick", false, "back-off, reboots and patience in fast motion")
