@@ -65,6 +65,7 @@ var Table = map[string]Row{
 	"internal/obs":               {Adapter, nil, "log, health, metrics"},
 
 	"api":                {Edge, nil, "generated from the contract"},
+	"configs":            {Edge, nil, "the commented settings, embedded for init"},
 	"internal/client":    {Edge, []string{"api", "internal/fleet"}, "speaks only REST"},
 	"internal/signing":   {Edge, []string{"internal/firmware", "internal/fleet"}, "keys and signatures on the operator's own machine"},
 	"internal/cli":       {Edge, []string{"api", "internal/client", "internal/firmware", "internal/fleet", "internal/signing"}, "the ops CLI: REST, and what works offline"},

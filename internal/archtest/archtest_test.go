@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -23,6 +26,7 @@ const module = "muster"
 
 func list(t *testing.T) map[string]pkg {
 	t.Helper()
+	readAll(t)
 	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,GoFiles,Imports,Module", module+"/...")
 	out, err := cmd.Output()
 	if err != nil {
@@ -40,6 +44,21 @@ func list(t *testing.T) map[string]pkg {
 			t.Fatal(err)
 		}
 		all[strings.TrimPrefix(p.ImportPath, module+"/")] = p
+	}
+}
+
+// readAll opens every source file, so that go test does not show a result of yesterday's imports from its cache.
+func readAll(t *testing.T) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" {
+			return err
+		}
+		_, err = os.ReadFile(path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

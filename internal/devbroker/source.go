@@ -173,3 +173,18 @@ func tail(s string, n int) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
+
+// Prepare finds or makes the RabbitMQ that Start will use, and says in words which one it is.
+func Prepare(ctx context.Context, say func(string)) (string, error) {
+	src, err := find(ctx, say)
+	if err != nil {
+		return "", err
+	}
+	switch src.kind {
+	case "docker":
+		return "the Docker image " + src.image, nil
+	case "path":
+		return src.server, nil
+	}
+	return "the private root " + src.root, nil
+}
