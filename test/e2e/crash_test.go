@@ -23,8 +23,8 @@ import (
 	"muster/test/world"
 )
 
-// kills is how often musterd dies during a rollout, at least.
-const kills = 6
+// kills is how often musterd dies during a rollout.
+const kills = 5
 
 func TestRolloutSurvivesKillsOfMusterd(t *testing.T) {
 	w := theFragile(t)
@@ -39,16 +39,17 @@ func TestRolloutSurvivesKillsOfMusterd(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	s.muster("rollout", "create", "surviving-110", "--product", s.product, "--version", "1.1.0",
-		"--stage", "1", "--stage", "25%", "--stage", "100%", "--max-in-flight", "3", "--start")
+		"--stage", "1", "--stage", "25%", "--stage", "100%", "--max-in-flight", "2", "--start")
 	for range kills {
-		s.letPass(rnd.IntN(60), time.Duration(rnd.IntN(1500))*time.Millisecond)
+		s.letPass(rnd.IntN(30), time.Duration(rnd.IntN(700))*time.Millisecond)
+		at := time.Now()
 		if err := w.KillMusterd(); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.StartMusterd(s.ctx); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("killed; %d of %d devices are done", s.rollout("surviving-110").Counts["succeeded"], len(ids))
+		t.Logf("killed and back after %s; %d of %d devices are done", time.Since(at).Round(time.Millisecond), s.rollout("surviving-110").Counts["succeeded"], len(ids))
 	}
 	r := s.awaitRollout("surviving-110", api.RolloutStateCompleted)
 	if r.Counts["succeeded"] != len(ids) || r.Failures != 0 {
