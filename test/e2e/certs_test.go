@@ -40,9 +40,13 @@ func TestWholeFleetRenews(t *testing.T) {
 			t.Errorf("%s: current %s, next %q, asked since %v; it uses %s", id, d.Current, d.Next, d.RenewSince, now)
 		}
 	}
+	sink := filepath.Join(s.dir, "sink")
 	var refusals sync.WaitGroup // the broker takes three seconds for a refusal
 	for _, id := range ids {
 		refusals.Go(func() { s.wantRefused(id, s.front(id, s.kit(id))) })
+		if got := s.curl(sink, s.w.Config.Public.HTTPS, "/trust-bundle", byCertificate(s.kit(id))...); got == "200" {
+			t.Errorf("%s: 8443 lets the old certificate in", id)
+		}
 	}
 	refusals.Wait()
 	if r := read[api.RenewalReport](s, "certs", "renew"); len(r.Asked) != 0 {

@@ -66,6 +66,52 @@ func TestRolloutSurvivesKillsOfMusterd(t *testing.T) {
 	s.fsck(w)
 }
 
+// TestRenewalSurvivesKillsOfMusterd: whatever was on its way is brought to its end, and nobody is locked out.
+func TestRenewalSurvivesKillsOfMusterd(t *testing.T) {
+	w := theFragile(t)
+	s := newScene(t, w, "persisting")
+	ids := s.add(8)
+	s.runAll(ids, func(c *simdev.Config) { c.Timing.Fallback.After, c.Timing.BackoffCap = time.Minute, time.Second })
+	old := map[fleet.DeviceID]fleet.Serial{}
+	for _, id := range ids {
+		old[id] = s.devs.Get(id).Snapshot().Serial
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	mark := s.devs.Mark()
+	args := []string{"certs", "renew", "--device"}
+	for _, id := range ids {
+		s.muster(append(args, string(id))...)
+	}
+	for range 3 {
+		s.letPass(rnd.IntN(20), time.Duration(rnd.IntN(100))*time.Millisecond)
+		if err := w.KillMusterd(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.StartMusterd(s.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.awaitAll("connects with a new certificate", ids, func(id fleet.DeviceID) bool { return s.inFrontBy(id, old[id]) })
+	for _, id := range ids {
+		s.await(string(id)+": one certificate rules", func() bool {
+			d, now := s.device(id), s.devs.Get(id).Snapshot().Serial
+			var active int
+			for _, c := range s.certificates(id) {
+				if c.State == api.CertificateStateActive {
+					active++
+				}
+			}
+			return fleet.Serial(d.Current) == now && d.Next == "" && active == 1 && s.certificates(id)[old[id]].State == api.CertificateStateSuperseded
+		})
+		if n := s.did(mark, id, simdev.FallbackTaken); n > 0 {
+			t.Errorf("%s had to take the fallback %d times", id, n)
+		}
+	}
+	s.fsck(w)
+}
+
 // letPass waits until the devices have done n more things, at most for d.
 func (s *scene) letPass(n int, d time.Duration) {
 	ctx, cancel := context.WithTimeout(s.ctx, d)
