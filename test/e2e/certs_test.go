@@ -74,6 +74,7 @@ func TestBothCertificatesRuleUntilTheNewOneIsUsed(t *testing.T) {
 	s := newScene(t, shared, "slots")
 	id := s.add(1)[0]
 	s.wantAdmitted(id, s.front(id, s.kit(id)))
+	s.await("the first certificate in use", func() bool { return s.device(id).Current != "" })
 	first := s.device(id).Current
 
 	next := t.TempDir()
