@@ -38,7 +38,7 @@ func TestRolloutSurvivesKillsOfMusterd(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	s.muster("rollout", "create", "surviving-110", "--product", s.product, "--version", "1.1.0",
+	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0",
 		"--stage", "1", "--stage", "25%", "--stage", "100%", "--max-in-flight", "2", "--start")
 	for range kills {
 		s.letPass(rnd.IntN(30), time.Duration(rnd.IntN(700))*time.Millisecond)
@@ -49,9 +49,9 @@ func TestRolloutSurvivesKillsOfMusterd(t *testing.T) {
 		if err := w.StartMusterd(s.ctx); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("killed and back after %s; %d of %d devices are done", time.Since(at).Round(time.Millisecond), s.rollout("surviving-110").Counts["succeeded"], len(ids))
+		t.Logf("killed and back after %s; %d of %d devices are done", time.Since(at).Round(time.Millisecond), s.rollout(s.product + "-110").Counts["succeeded"], len(ids))
 	}
-	r := s.awaitRollout("surviving-110", api.RolloutStateCompleted)
+	r := s.awaitRollout(s.product+"-110", api.RolloutStateCompleted)
 	if r.Counts["succeeded"] != len(ids) || r.Failures != 0 {
 		t.Errorf("counts %v, %d failures", r.Counts, r.Failures)
 	}

@@ -28,7 +28,7 @@ func TestImageIsForDevicesWithAGrant(t *testing.T) {
 		t.Errorf("without a grant: %s", got)
 	}
 
-	s.muster("rollout", "create", "fetching-110", "--product", s.product, "--version", "1.1.0", "--device", string(granted), "--stage", "1", "--start")
+	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0", "--device", string(granted), "--stage", "1", "--start")
 	topic := "d/" + string(granted)
 	line, code := s.command("mosquitto_rr", append(s.front(granted, s.kit(granted)), "-t", topic+"/up/hello", "-e", topic+"/dn/ota", "-W", "15",
 		"-m", `{"v":"1.0.0","img":"`+strings.Repeat("0a", 32)+`"}`)...)
@@ -43,7 +43,7 @@ func TestImageIsForDevicesWithAGrant(t *testing.T) {
 		t.Fatalf("no offer came: exit code %d, %v: %s", code, err, line)
 	}
 	sum := sha256.Sum256([]byte(image))
-	if offer.Path != path || offer.Size != len(image) || offer.SHA256 != base64.StdEncoding.EncodeToString(sum[:]) || offer.Job != "fetching-110" {
+	if offer.Path != path || offer.Size != len(image) || offer.SHA256 != base64.StdEncoding.EncodeToString(sum[:]) || offer.Job != s.product+"-110" {
 		t.Errorf("offer %+v, want %s of %d bytes", offer, path, len(image))
 	}
 
@@ -86,7 +86,7 @@ func TestImageIsForDevicesWithAGrant(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tt.what, got, tt.want)
 		}
 	}
-	s.muster("rollout", "abort", "fetching-110")
+	s.muster("rollout", "abort", s.product+"-110")
 	if got := s.curl(sink, front, path, mine...); got != "404" {
 		t.Errorf("after the rollout was aborted: %s", got)
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,8 +104,12 @@ type scene struct {
 	devs    *world.Devices
 }
 
-func newScene(t *testing.T, w *world.World, product string) *scene {
+// scenes are counted, so that a second run of a scenario in the same world begins afresh.
+var scenes atomic.Int64
+
+func newScene(t *testing.T, w *world.World, name string) *scene {
 	t.Helper()
+	product := fmt.Sprintf("%s%d", name, scenes.Add(1))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	s := &scene{T: t, w: w, ctx: ctx, dir: t.TempDir(), product: product, devs: world.NewDevices()}
 	t.Cleanup(func() {

@@ -17,7 +17,7 @@ func TestGoodReleaseGoesOutInThreeStages(t *testing.T) {
 	ids := s.add(8)
 	s.runAll(ids, nil)
 	image := s.release("1.1.0", simdev.Good, 200_000)
-	r := read[api.Rollout](s, "rollout", "create", "staged-110", "--product", s.product, "--version", "1.1.0",
+	r := read[api.Rollout](s, "rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0",
 		"--stage", "1", "--stage", "25%", "--stage", "100%", "--start")
 	if r.State != api.RolloutStateRunning || r.Targets != 8 {
 		t.Fatalf("created as %+v", r)
@@ -82,8 +82,8 @@ func TestBootLoopHaltsAtItsCanary(t *testing.T) {
 	ids := s.add(6)
 	s.runAll(ids, nil)
 	s.release("1.2.0", simdev.BootLoop, 4096)
-	s.muster("rollout", "create", "looping-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--start")
-	r := s.awaitRollout("looping-120", api.RolloutStateHalted)
+	s.muster("rollout", "create", s.product+"-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--start")
+	r := s.awaitRollout(s.product+"-120", api.RolloutStateHalted)
 	if r.Failures != 1 || r.Counts["rolled-back"] != 1 || r.Counts["pending"] != 5 || r.Reason == "" {
 		t.Errorf("halted with %v, reason %q", r.Counts, r.Reason)
 	}
@@ -109,13 +109,13 @@ func TestDevicesThatAreOfflineUpdateWhenTheyCome(t *testing.T) {
 	ids := s.add(6)
 	s.runAll(ids[:3], nil)
 	s.release("1.1.0", simdev.Good, 4096)
-	s.muster("rollout", "create", "absent-110", "--product", s.product, "--version", "1.1.0", "--stage", "1", "--stage", "100%", "--start")
-	s.await("those that are there are done", func() bool { return s.rollout("absent-110").Counts["succeeded"] == 3 })
-	if r := s.rollout("absent-110"); r.State != api.RolloutStateRunning || r.Counts["pending"] != 3 || r.InFlight != 0 {
+	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0", "--stage", "1", "--stage", "100%", "--start")
+	s.await("those that are there are done", func() bool { return s.rollout(s.product + "-110").Counts["succeeded"] == 3 })
+	if r := s.rollout(s.product + "-110"); r.State != api.RolloutStateRunning || r.Counts["pending"] != 3 || r.InFlight != 0 {
 		t.Errorf("with three offline: %s, %v", r.State, r.Counts)
 	}
 	s.runAll(ids[3:], nil)
-	if r := s.awaitRollout("absent-110", api.RolloutStateCompleted); r.Counts["succeeded"] != 6 {
+	if r := s.awaitRollout(s.product+"-110", api.RolloutStateCompleted); r.Counts["succeeded"] != 6 {
 		t.Errorf("counts %v", r.Counts)
 	}
 	for _, id := range ids {
@@ -131,9 +131,9 @@ func TestMuteImageTimesOutAndHalts(t *testing.T) {
 	ids := s.add(4)
 	s.runAll(ids, func(c *simdev.Config) { c.Timing.Watchdog = -1 }) // a device that does not go back by itself
 	s.release("1.2.0", simdev.Mute, 4096)
-	s.muster("rollout", "create", "mute-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--timeout", "6s", "--start")
+	s.muster("rollout", "create", s.product+"-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--timeout", "6s", "--start")
 	begin := time.Now()
-	r := s.awaitRollout("mute-120", api.RolloutStateHalted)
+	r := s.awaitRollout(s.product+"-120", api.RolloutStateHalted)
 	if r.Counts["timed-out"] != 1 || r.Counts["pending"] != 3 {
 		t.Errorf("halted with %v", r.Counts)
 	}
