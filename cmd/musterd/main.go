@@ -84,7 +84,7 @@ func command(stdout io.Writer) *cobra.Command {
 	root.PersistentFlags().StringVarP(&s.file, "config", "c", "", "settings file (default: musterd.yaml in /var/lib/muster, if it exists)")
 	root.PersistentFlags().StringArrayVar(&s.sets, "set", nil, "setting in place of the file's, key=value; may be repeated")
 	root.AddCommand(serveCommand(&s), initCommand(&s, stdout), configCommand(&s, stdout), brokerConfigCommand(&s, stdout),
-		fsckCommand(&s, stdout), backupCommand(&s, stdout), restoreCommand(&s, stdout))
+		fsckCommand(&s, stdout), healthCommand(&s, stdout), backupCommand(&s, stdout), restoreCommand(&s, stdout))
 	return root
 }
 
@@ -139,6 +139,7 @@ func serveCommand(s *settings) *cobra.Command {
 func initCommand(s *settings, out io.Writer) *cobra.Command {
 	var dir, tokenFile string
 	var names []string
+	var ifMissing bool
 	cmd := &cobra.Command{
 		Use: "init --data-dir DIR", Short: "make CA, certificates, secrets, the first admin token and the broker's configuration", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -153,6 +154,10 @@ func initCommand(s *settings, out io.Writer) *cobra.Command {
 			c, err := config.Load(s.file, os.Environ(), sets)
 			if err != nil {
 				return err
+			}
+			if _, err := os.Stat(filepath.Join(c.DataDir, app.FileConfig)); err == nil && ifMissing {
+				fmt.Fprintf(out, "%s holds a muster already: nothing to do\n", c.DataDir)
+				return nil
 			}
 			if tokenFile != "" {
 				if _, err := os.Lstat(tokenFile); err == nil {
@@ -185,6 +190,7 @@ func initCommand(s *settings, out io.Writer) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&dir, "data-dir", "", "new directory for everything (default: data_dir of the settings)")
 	cmd.Flags().StringSliceVar(&names, "name", nil, "DNS name or IP address of this machine, for the server certificates; may be repeated (default: the host name)")
+	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, "do nothing, and succeed, if the directory holds a muster already")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "write the admin token into this new file instead of showing it")
 	return cmd
 }
