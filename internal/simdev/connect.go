@@ -210,6 +210,8 @@ type link struct {
 	conn   net.Conn // TLS; closed by the client
 	in     chan *paho.Publish
 	lost   chan string
+	ended  context.Context // done when the session is lost: nothing is acknowledged any more
+	fall   context.CancelFunc
 	gone   chan struct{} // closed by close: nobody reads in any more
 	once   sync.Once
 	serial fleet.Serial // of the certificate that was presented; empty on the fallback
@@ -220,6 +222,7 @@ type link struct {
 // does not.
 func (l *link) close(polite bool) {
 	l.once.Do(func() {
+		l.fall()
 		close(l.gone)
 		l.conn.SetDeadline(time.Now().Add(time.Second)) // a peer that reads nothing holds up nobody
 		if !polite {
@@ -240,6 +243,7 @@ func (d *Device) connect(ctx context.Context, w door) (*link, outcome, string) {
 		Properties: &paho.ConnectProperties{ReceiveMaximum: new(uint16(16))},
 	}
 	l := &link{in: make(chan *paho.Publish, 16), lost: make(chan string, 1), gone: make(chan struct{})}
+	l.ended, l.fall = context.WithCancel(context.Background())
 	addr := d.endpoints.FallbackMQTT
 	if w.fallback {
 		pw, err := d.passwordIn(w.side)
@@ -315,6 +319,18 @@ func (l *link) end(why string) {
 	select {
 	case l.lost <- why:
 	default: // the first reason counts
+	}
+	l.fall()
+}
+
+// limit returns a context that ends after d, with ctx, and with the session: the client library itself goes on waiting
+// for the acknowledgement of what it sent before the connection was lost.
+func (l *link) limit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	limit, cancel := context.WithTimeout(ctx, d)
+	stop := context.AfterFunc(l.ended, cancel)
+	return limit, func() {
+		stop()
+		cancel()
 	}
 }
 

@@ -25,6 +25,18 @@ func TestUnansweredHelloIsRepeated(t *testing.T) {
 	})
 }
 
+// A connection that ends while a message waits for its acknowledgement is missed at once, not when the wait is over.
+func TestLossIsNoticedWhileSaying(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.set(func() { w.hangUp = true })
+		d, _ := w.device(func(c *simdev.Config) { c.Timing.Ack = 20 * time.Second })
+		time.Sleep(time.Minute + 5*time.Second)
+		if c := d.Counts(); c.Connects != 2 || c.Answers != 2 || c.Telemetry != 0 {
+			t.Errorf("%+v", c)
+		}
+	})
+}
+
 func TestSession(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		d, stop := w.device(func(c *simdev.Config) { c.Hardware, c.Chip = "rev-c", "esp32s3" })

@@ -54,7 +54,7 @@ func (s *session) run(ctx context.Context) (end string, err error) {
 
 // begin subscribes and says hello.
 func (s *session) begin(ctx context.Context) error {
-	limit, cancel := context.WithTimeout(ctx, s.d.c.Timing.Ack)
+	limit, cancel := s.l.limit(ctx, s.d.c.Timing.Ack)
 	defer cancel()
 	if _, err := s.l.client.Subscribe(limit, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: wire.DownFilter(s.d.id), QoS: 1}}}); err != nil {
 		return s.broken(ctx, "subscribe", err)
@@ -294,7 +294,7 @@ func (s *session) say(ctx context.Context, topic string, payload []byte) error {
 	}
 	for range times {
 		s.d.count(func(c *Counts) { c.Published++ })
-		limit, cancel := context.WithTimeout(ctx, s.d.c.Timing.Ack)
+		limit, cancel := s.l.limit(ctx, s.d.c.Timing.Ack)
 		_, err := s.l.client.Publish(limit, &paho.Publish{Topic: topic, QoS: 1, Payload: payload})
 		cancel()
 		if err != nil {
@@ -310,5 +310,10 @@ func (s *session) broken(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return errLost{what + ": " + err.Error()}
+	select {
+	case why := <-s.l.lost:
+		return errLost{why}
+	default:
+		return errLost{what + ": " + err.Error()}
+	}
 }

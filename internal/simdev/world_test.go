@@ -53,6 +53,7 @@ type world struct {
 	byKey     map[string]wire.CertOrder // certificates by public key
 	renew     bool                      // every hello with a certificate of the first generation is answered with renew
 	silent    bool                      // nothing is answered
+	hangUp    bool                      // telemetry is answered with the end of the connection, once
 	life      time.Duration             // of certificates
 	password  []string                  // that work
 	pushPlain bool                      // certificates are not split
@@ -374,12 +375,24 @@ func (b *backend) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	if cl.Net.Inline {
 		return pk, nil
 	}
+	if strings.Contains(pk.TopicName, "/tm/") && b.w.hangsUp() {
+		cl.Net.Conn.Close()
+		return pk, packets.ErrRejectPacket
+	}
 	serial, front := strings.CutPrefix(cl.Net.Listener, "cert/")
 	for _, p := range b.w.answer(pk.TopicName, pk.Payload, fleet.Serial(serial), front) {
 		// Not from within the hook: the broker is not done with the device's message.
 		b.w.wg.Go(func() { b.w.tell(p.word, p.payload) })
 	}
 	return pk, nil
+}
+
+func (w *world) hangsUp() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.hangUp
+	w.hangUp = false
+	return was
 }
 
 type reply struct {
