@@ -48,8 +48,11 @@ func (a *App) takeReports(dead string) func(context.Context, []broker.Message) e
 // handlers joins what a device says to the use cases that it concerns.
 func (a *App) handlers() uplink.Handlers[*bolt.Tx] {
 	return uplink.Handlers[*bolt.Tx]{
-		Admitted: func(tx *bolt.Tx, id fleet.DeviceID) (bool, string, error) { return a.inventory.Admitted(tx, id) },
-		Hello:    a.hello,
+		Admitted: func(_ *bolt.Tx, id fleet.DeviceID) (bool, string, error) {
+			ok, why := a.index.Heard(id)
+			return ok, why, nil
+		},
+		Hello: a.hello,
 		State: func(tx *bolt.Tx, at time.Time, id fleet.DeviceID, doc []byte) error {
 			return a.inventory.State(tx, at, id, doc)
 		},

@@ -548,3 +548,14 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+func TestOnlyKnownAndEnabledDevicesAreHeard(t *testing.T) {
+	x := brokerauth.NewIndex()
+	x.Put(admission.Record{Device: "d1"})
+	x.Put(admission.Record{Device: "d2", Disabled: true})
+	for id, want := range map[fleet.DeviceID]bool{"d1": true, "d2": false, "d3": false} {
+		if ok, why := x.Heard(id); ok != want || ok != (why == "") {
+			t.Errorf("%s: %v %q", id, ok, why)
+		}
+	}
+}

@@ -130,3 +130,16 @@ func (x *Index) AdmitPassword(id fleet.DeviceID, sum fleet.Hash) (ok bool, reaso
 	d := admission.AdmitPassword(x.record(id), id, sum)
 	return d.Allow, string(d.Reason)
 }
+
+// Heard reports whether what a device says counts: it exists and is not disabled. A message may have waited in a queue
+// since before that changed. why is for the quarantine.
+func (x *Index) Heard(id fleet.DeviceID) (ok bool, why string) {
+	r, known := x.Get(id)
+	switch {
+	case !known:
+		return false, "unknown device"
+	case r.Disabled:
+		return false, "the device is disabled"
+	}
+	return true, ""
+}

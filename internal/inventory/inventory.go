@@ -267,17 +267,3 @@ func (inv *Inventory) List(ctx context.Context, f Filter, page fleet.Page) (rows
 	})
 	return rows, more, err
 }
-
-// Admitted reports whether what a device says counts: it exists and is not disabled.
-func (inv *Inventory) Admitted(tx Tx, id fleet.DeviceID) (ok bool, why string, err error) {
-	d, err := tx.Device(id)
-	switch {
-	case fleet.Is(err, fleet.NotFound):
-		return false, "unknown device", nil
-	case err != nil:
-		return false, "", err
-	case d.Disabled:
-		return false, "the device is disabled", nil
-	}
-	return true, "", nil
-}

@@ -210,24 +210,3 @@ func TestPresence(t *testing.T) {
 		return inv.Connected(tx, inventory.Session{Device: "ghost", Connection: "c", At: at})
 	})
 }
-
-func TestOnlyKnownAndEnabledDevicesAreHeard(t *testing.T) {
-	inv, db := open(t)
-	add(t, inv, "d1", "d2")
-	in(t, db, func(tx *bolt.Tx) error {
-		d, err := tx.Device("d2")
-		if err != nil {
-			return err
-		}
-		d.Disabled = true
-		return tx.PutDevice(d)
-	})
-	in(t, db, func(tx *bolt.Tx) error {
-		for id, want := range map[fleet.DeviceID]bool{"d1": true, "d2": false, "d3": false} {
-			if ok, why, err := inv.Admitted(tx, id); ok != want || err != nil || ok != (why == "") {
-				t.Errorf("%s: %v %q %v", id, ok, why, err)
-			}
-		}
-		return nil
-	})
-}

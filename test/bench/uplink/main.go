@@ -23,6 +23,7 @@ import (
 
 	"muster/internal/broker"
 	"muster/internal/broker/brokerconf"
+	"muster/internal/brokerauth"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
 	"muster/internal/store/bolt"
@@ -108,8 +109,13 @@ func (b *bench) open(ctx context.Context, path string) (err error) {
 		return err
 	}
 	inv := inventory.New(inventory.Config{})
+	index := brokerauth.NewIndex()
+	b.db.WatchCredentials(index.Put)
 	b.intake = uplink.New(b.db.Update, uplink.Handlers[*bolt.Tx]{
-		Admitted: func(tx *bolt.Tx, id fleet.DeviceID) (bool, string, error) { return inv.Admitted(tx, id) },
+		Admitted: func(_ *bolt.Tx, id fleet.DeviceID) (bool, string, error) {
+			ok, why := index.Heard(id)
+			return ok, why, nil
+		},
 		State: func(tx *bolt.Tx, at time.Time, id fleet.DeviceID, doc []byte) error {
 			return inv.State(tx, at, id, doc)
 		},
