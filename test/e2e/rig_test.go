@@ -26,8 +26,8 @@ import (
 // patience is how long a scenario may take: far longer than it does on an idle machine.
 const patience = 90 * time.Second
 
-// settings make happen within seconds what takes days in the field.
-var settings = []string{"certificates.min_lifetime=1s", "certificates.sweep=1s"}
+// settings make happen within seconds what takes days in the field; nobody renews but the scenarios.
+var settings = []string{"certificates.min_lifetime=1s", "certificates.sweep=1s", "certificates.renew_schedule="}
 
 // shared is the muster of all scenarios that leave it standing; it runs in this process, where the race detector sees it.
 var shared *world.World
