@@ -75,7 +75,7 @@ func (d *demo) show(bin string, n int) error {
 	err = d.step("RabbitMQ and musterd are up", func() (string, error) {
 		d.w, err = world.Start(d.ctx, world.Options{
 			Dir: d.dir, Binary: binary, Say: d.out.note,
-			Set: []string{"certificates.min_lifetime=1s", "certificates.sweep=1s", "log.level=debug"},
+			Set: []string{"certificates.min_lifetime=1s", "certificates.sweep=1s", "certificates.renew_schedule=", "log.level=debug"},
 		})
 		return "CA, certificates, broker configuration, first token", err
 	})
