@@ -96,14 +96,14 @@ func (l *lifecycle) stop(ctx context.Context) error {
 		return nil
 	}
 	l.stopped = true
-	todo := l.cleanups
+	cleanups := l.cleanups
 	l.mu.Unlock()
 
 	var errs []error
-	for i := len(todo) - 1; i >= 0; i-- {
-		if err := todo[i].stop(ctx); err != nil {
-			l.log.Error("could not be stopped cleanly", "part", todo[i].name, "error", err)
-			errs = append(errs, fmt.Errorf("%s: %w", todo[i].name, err))
+	for i := len(cleanups) - 1; i >= 0; i-- {
+		if err := cleanups[i].stop(ctx); err != nil {
+			l.log.Error("could not be stopped cleanly", "part", cleanups[i].name, "error", err)
+			errs = append(errs, fmt.Errorf("%s: %w", cleanups[i].name, err))
 		}
 	}
 	return errors.Join(errs...)
