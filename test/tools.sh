@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests and demo use beside Go: clients that muster did not write, and mmdebstrap for a private RabbitMQ.
+# Installs what tests and demo use beside Go: clients that muster did not write, a linker for the race detector, and
+# mmdebstrap for a private RabbitMQ.
 # Nothing is installed that is there already.
 set -euo pipefail
 declare -A package=(
@@ -8,10 +9,13 @@ declare -A package=(
   [curl]=curl
   [mmdebstrap]=mmdebstrap
   [unshare]=util-linux
+  [pkill]=procps
+  [gcc]="gcc libc6-dev" # the race detector is linked by it
 )
 missing=()
 for tool in "${!package[@]}"; do
-  command -v "$tool" >/dev/null 2>&1 || missing+=("${package[$tool]}")
+  # shellcheck disable=SC2206 # some tools take two packages
+  command -v "$tool" >/dev/null 2>&1 || missing+=(${package[$tool]})
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
