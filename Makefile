@@ -7,17 +7,22 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit lint bench fuzz generate tools clean
+.PHONY: help build broker demo test test-unit lint bench fuzz generate tools clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build musterd, muster and devicesim into bin/ (static, no cgo)
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
+broker: tools ## run a private RabbitMQ for the musterd of CONFIG=muster/musterd.yaml, until Ctrl-C
+	@mkdir -p $(BIN)/test && $(GO) build -o $(BIN)/test/ ./test/broker
+	@exec $(BIN)/test/broker -config '$(CONFIG)'
+
 demo: tools build ## show a fleet live: 25 devices, rollouts, renewals, recovery (ONCE=1 ends by itself)
-	$(GO) run ./test/demo -bin $(BIN)
+	@mkdir -p $(BIN)/test && $(GO) build -o $(BIN)/test/ ./test/demo
+	@exec $(BIN)/test/demo -bin $(BIN)
 
 test: tools ## run everything: unit, property, fuzz seeds and scenarios on a real RabbitMQ, with the race detector
 	$(GO) run ./test/prepare
