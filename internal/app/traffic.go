@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -466,14 +465,4 @@ func (a *App) countDownloads() func(devapi.Served) {
 		bytes.WithLabelValues(string(s.Product), string(s.Version)).Add(float64(s.Bytes))
 		done.WithLabelValues(string(s.Product), string(s.Version), fmt.Sprint(s.Complete)).Inc()
 	}
-}
-
-var errNotReady = errors.New("not ready")
-
-// Ready returns nil once every part is well.
-func (a *App) Ready() error {
-	if _, ready := a.health.Reports(); !ready {
-		return errNotReady
-	}
-	return nil
 }

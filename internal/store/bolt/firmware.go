@@ -1,8 +1,6 @@
 package bolt
 
 import (
-	"bytes"
-
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 )
@@ -24,9 +22,6 @@ func (tx *Tx) PutRelease(r firmware.Release) error {
 	if ok && old.SHA256 != r.SHA256 {
 		return fleet.Coded(fleet.Conflict, "release_exists", "%s %s exists with another image: give this one another version", r.Product, r.Version)
 	}
-	if err := tx.b.Bucket(bucketReleasesBySHA).Put(join([]byte(r.SHA256), key), key); err != nil {
-		return err
-	}
 	return put(tx, bucketReleases, key, r)
 }
 
@@ -37,19 +32,6 @@ func (tx *Tx) Releases(p fleet.ProductID) ([]firmware.Release, error) {
 		prefix = text(p)
 	}
 	return all[firmware.Release](tx, bucketReleases, prefix)
-}
-
-// ReleaseBySHA returns a release by the first 16 to 64 digits of its file's SHA-256. Two products may publish the same
-// file: then it is the first of them.
-func (tx *Tx) ReleaseBySHA(prefix string) (firmware.Release, error) {
-	if len(prefix) < 16 || len(prefix) > 64 {
-		return firmware.Release{}, fleet.Errorf(fleet.NotFound, "no such release")
-	}
-	k, key := tx.b.Bucket(bucketReleasesBySHA).Cursor().Seek([]byte(prefix))
-	if k == nil || !bytes.HasPrefix(k, []byte(prefix)) {
-		return firmware.Release{}, fleet.Errorf(fleet.NotFound, "no such release")
-	}
-	return must[firmware.Release](tx, bucketReleases, key, "release")
 }
 
 // Key returns the signing key with that id, or a NotFound error.

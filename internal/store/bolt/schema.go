@@ -25,9 +25,8 @@ var (
 	bucketRequests      = []byte("requests")        // id
 	bucketClosings      = []byte("closings")        // broker user
 
-	bucketReleases      = []byte("releases")        // product · version
-	bucketReleasesBySHA = []byte("releases-by-sha") // sha256 of the file → key in releases
-	bucketKeys          = []byte("keys")            // key id
+	bucketReleases = []byte("releases") // product · version
+	bucketKeys     = []byte("keys")     // key id
 
 	bucketRollouts    = []byte("rollouts")     // rollout
 	bucketJobs        = []byte("jobs")         // rollout · device
@@ -48,7 +47,7 @@ var (
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
 	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketRequests, bucketClosings,
-	bucketReleases, bucketReleasesBySHA, bucketKeys,
+	bucketReleases, bucketKeys,
 	bucketRollouts, bucketJobs, bucketJobsPending, bucketJobsDue, bucketJobsActive, bucketJobsLatest, bucketDecisions,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
 }
