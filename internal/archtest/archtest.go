@@ -26,6 +26,7 @@ type Row struct {
 var Pure = map[string]string{
 	"github.com/go-json-experiment/json": "strict JSON (duplicate names, exact case, UTF-8) without I/O; becomes encoding/json/v2",
 	"github.com/go-jose/go-jose/v4":      "JWS; computes only, its key sets are never fetched",
+	"github.com/robfig/cron/v3":          "only its parser, for windows; nothing is started",
 	"golang.org/x/mod/semver":            "order of versions, pure functions on strings",
 	"github.com/Masterminds/semver/v3":   "order of versions, pure functions on strings",
 }

@@ -36,7 +36,7 @@ func (d *Dispatcher) Create(ctx context.Context, at time.Time, s Spec, by string
 		if err != nil {
 			return err
 		}
-		r, err := rollout.New(s.ID, rollout.Release{Product: s.Product, Version: string(s.Version), Image: rel.ImageHash}, s.Plan, by, at)
+		r, err := rollout.New(rollout.Spec{ID: s.ID, Release: rollout.Release{Product: s.Product, Version: string(s.Version), Image: rel.ImageHash, Size: rel.Size}, Plan: s.Plan, By: by}, at)
 		if err != nil {
 			return err
 		}
@@ -53,7 +53,7 @@ func (d *Dispatcher) Create(ctx context.Context, at time.Time, s Spec, by string
 		if err := tx.PutRollout(r); err != nil {
 			return err
 		}
-		if out, _, err = d.apply(tx, r, nil, rollout.Added{At: at, Devices: targets}); err != nil {
+		if out, _, err = d.apply(tx, r, nil, rollout.Added{At: at, Targets: toTargets(targets)}); err != nil {
 			return err
 		}
 		return tx.Audit(access.Entry{At: at, Who: by, What: "rollout.create", On: string(s.ID)})
@@ -207,4 +207,11 @@ func (d *Dispatcher) History(ctx context.Context, id fleet.RolloutID) (ds []roll
 		return err
 	})
 	return ds, err
+}
+
+func toTargets(ids []fleet.DeviceID) (out []rollout.Target) {
+	for _, id := range ids {
+		out = append(out, rollout.Target{Device: id})
+	}
+	return out
 }

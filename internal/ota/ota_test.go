@@ -128,12 +128,14 @@ func (w *world) grant(id fleet.RolloutID, device fleet.DeviceID, rel firmware.Re
 		if err := tx.PutDevice(fleet.Device{ID: device, Product: rel.Product}); err != nil {
 			return err
 		}
-		r, err := rollout.New(id, rollout.Release{Product: rel.Product, Version: string(rel.Version), Image: rel.ImageHash}, rollout.Plan{}, "ann", start)
+		r, err := rollout.New(rollout.Spec{
+			ID: id, Release: rollout.Release{Product: rel.Product, Version: string(rel.Version), Image: rel.ImageHash}, By: "ann",
+		}, start)
 		if err != nil {
 			return err
 		}
 		return w.step(tx, r, nil,
-			rollout.Added{At: start, Devices: []fleet.DeviceID{device}}, rollout.Started{At: start, Who: "ann"}, rollout.Asked{At: start, Device: device})
+			rollout.Added{At: start, Targets: []rollout.Target{{Device: device}}}, rollout.Started{At: start, Who: "ann"}, rollout.Asked{At: start, Device: device})
 	})
 }
 

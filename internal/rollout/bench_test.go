@@ -11,7 +11,7 @@ import (
 // huge returns a running rollout of n targets without making their rows: Step must not need them.
 func huge(b *testing.B, n int) Rollout {
 	b.Helper()
-	r, err := New("r1", release, Plan{Stages: []Stage{{Count: 1}, {Percent: 10}, {Percent: 100}}, MaxInFlight: 1000, MaxFailures: 100}, "ada", epoch)
+	r, err := New(Spec{ID: "r1", Release: release, Plan: Plan{Stages: []Stage{{Count: 1}, {Percent: 10}, {Percent: 100}}, MaxInFlight: 1000, MaxFailures: 100}, By: "ada"}, epoch)
 	if err != nil {
 		b.Fatal(err)
 	}

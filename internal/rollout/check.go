@@ -74,35 +74,51 @@ func (r Rollout) checkCaps() string {
 		return fmt.Sprintf("%d in flight, %d allowed", n, r.Plan.MaxInFlight)
 	case r.Started() > r.Quota():
 		return fmt.Sprintf("%d granted, stage %d allows %d", r.Started(), r.Stage, r.Quota())
-	case r.Failures < 0 || r.Failures > r.Total.Failures():
-		return fmt.Sprintf("%d failures in this round, %d in all", r.Failures, r.Total.Failures())
-	case (r.State == Running || r.State == Paused) && r.Failures > r.Plan.MaxFailures:
+	case r.Failures != r.Verdicts.Failures() || r.Failures > r.Total.Failures() || r.Verdicts.Succeeded > r.Total.Succeeded:
+		return fmt.Sprintf("%d failures in this round, verdicts %+v, all %+v", r.Failures, r.Verdicts, r.Total)
+	case r.State == Running && r.Failures > r.Plan.MaxFailures:
 		return fmt.Sprintf("%s with %d failures, %d tolerated", r.State, r.Failures, r.Plan.MaxFailures)
+	case r.Health.Bad < 0 || r.Health.Bad > r.Health.Watched || r.Health.Watched > r.Targets:
+		return fmt.Sprintf("%d of %d watched devices are bad, of %d", r.Health.Bad, r.Health.Watched, r.Targets)
+	}
+	for _, s := range failureStates {
+		if n := *r.Verdicts.of(s); n < 0 || n > r.Total.Of(s) {
+			return fmt.Sprintf("%d %s in this round, %d in all", n, s, r.Total.Of(s))
+		}
 	}
 	return ""
 }
 
 // checkState holds the state against the rest.
 func (r Rollout) checkState() string {
-	inFlight, open := r.Total.InFlight(), r.Total.Pending+r.Total.InFlight()
+	inFlight, open := r.Total.InFlight(), r.Total.Open()+r.Total.InFlight()
+	begun := r.Stage != 0 || r.Started() != 0 || r.Round != 0
 	switch {
-	case r.State == Draft && (r.Stage != 0 || r.Started() != 0 || r.Round != 0):
-		return "a draft that has begun"
-	case r.State != Draft && r.State != Aborted && (r.Stage < 1 || r.Round < 1 || r.StartedAt.IsZero()):
+	case (r.State == Draft || r.State == Scheduled) && begun:
+		return fmt.Sprintf("%s, and has begun", r.State)
+	case r.State != Draft && r.State != Scheduled && r.State != Aborted && (r.Stage < 1 || r.Round < 1 || r.StartedAt.IsZero()):
 		return fmt.Sprintf("%s without a start", r.State)
+	case r.Plan.Approval && begun && r.Approved.By == "":
+		return "begun without the approval that its plan asks for"
+	case r.Approved.By != "" && r.Approved.By == r.CreatedBy:
+		return "approved by whoever created it"
+	case r.Filling && begun:
+		return "begun before its target was filled"
 	case (r.State == Halted || r.State == Completed) && inFlight > 0:
 		return fmt.Sprintf("%s with %d in flight", r.State, inFlight)
 	case r.State == Halting && inFlight == 0:
 		return "halting with nothing in flight"
 	case r.State.Final() != !r.EndedAt.IsZero():
 		return fmt.Sprintf("%s, ended at %v", r.State, r.EndedAt)
-	case !r.State.Final() && r.Sweep != "":
+	case (r.State == RollingBack || r.State == RolledBackAll) != (r.UndoneBy != "") && r.State != Aborted:
+		return fmt.Sprintf("%s, undone by %q", r.State, r.UndoneBy)
+	case !r.State.Final() && r.State != RollingBack && r.Sweep != "":
 		return fmt.Sprintf("%s and sweeping", r.State)
-	case r.State.Final() && (r.Sweep != "") != (open > 0):
+	case (r.State.Final() || r.State == RollingBack) && (r.Sweep != "") != (open > 0):
 		return fmt.Sprintf("%s with %d jobs open, sweep %q", r.State, open, r.Sweep)
-	case r.Sweep != "" && r.Sweep != map[State]JobState{Aborted: Cancelled, Completed: Skipped}[r.State]:
+	case r.Sweep != "" && r.Sweep != Cancelled && (r.Sweep != Skipped || r.State != Completed):
 		return fmt.Sprintf("%s and sweeping to %s", r.State, r.Sweep)
-	case r.Stage > 0 && inFlight > 0 && !r.Stages[r.Stage-1].DoneAt.IsZero() && !r.State.Final():
+	case r.Stage > 0 && inFlight > 0 && !r.Stages[r.Stage-1].DoneAt.IsZero() && !r.State.Final() && r.State != RollingBack:
 		return fmt.Sprintf("stage %d is done with %d in flight", r.Stage, inFlight)
 	}
 	return ""
@@ -115,8 +131,9 @@ func CheckAll(r Rollout, jobs iter.Seq[Job]) error {
 		return err
 	}
 	var total Counts
+	var verdicts Verdicts
+	var health HealthCounts
 	staged := make([]Counts, len(r.Stages))
-	failures := 0
 	for j := range jobs {
 		if msg := j.check(r); msg != "" {
 			return fleet.Errorf(fleet.Internal, "rollout %s, device %s: %s", r.ID, j.Device, msg)
@@ -125,8 +142,14 @@ func CheckAll(r Rollout, jobs iter.Seq[Job]) error {
 		if j.Stage > 0 {
 			*staged[j.Stage-1].at(j.State)++
 		}
-		if j.State.Failure() && j.Round == r.Round {
-			failures++
+		if n := verdicts.of(j.State); n != nil && j.Round == r.Round {
+			*n++
+		}
+		if j.Watched {
+			health.Watched++
+		}
+		if j.Bad {
+			health.Bad++
 		}
 	}
 	if total != r.Total {
@@ -137,8 +160,8 @@ func CheckAll(r Rollout, jobs iter.Seq[Job]) error {
 			return fleet.Errorf(fleet.Internal, "rollout %s: stage %d counts %+v, its rows are %+v", r.ID, i+1, r.Stages[i].Counts, staged[i])
 		}
 	}
-	if failures != r.Failures {
-		return fleet.Errorf(fleet.Internal, "rollout %s: %d failures in this round, the rows have %d", r.ID, r.Failures, failures)
+	if verdicts != r.Verdicts || health != r.Health {
+		return fleet.Errorf(fleet.Internal, "rollout %s: the header has verdicts %+v and health %+v, the rows %+v and %+v", r.ID, r.Verdicts, r.Health, verdicts, health)
 	}
 	return nil
 }
@@ -153,6 +176,8 @@ func (j Job) check(r Rollout) string {
 		return fmt.Sprintf("unknown state %q", j.State)
 	case j.Rank != Rank(j.Rollout, j.Device):
 		return fmt.Sprintf("rank %d, should be %d", j.Rank, Rank(j.Rollout, j.Device))
+	case j.Ring < 1 || j.Ring > len(r.Stages) || j.Stage > 0 && j.Stage < j.Ring:
+		return fmt.Sprintf("granted in stage %d, and its ring is %d", j.Stage, j.Ring)
 	case j.Stage < 0 || j.Stage > r.Stage:
 		return fmt.Sprintf("granted in stage %d, stage %d is open", j.Stage, r.Stage)
 	case granted != (j.Stage > 0) || granted != (j.Attempts > 0) || granted != j.Deadline.After(j.GrantedAt):
@@ -161,11 +186,17 @@ func (j Job) check(r Rollout) string {
 		return fmt.Sprintf("%s, granted at %v", j.State, j.GrantedAt)
 	case j.State.Finished() == j.FinishedAt.IsZero():
 		return fmt.Sprintf("%s, finished at %v", j.State, j.FinishedAt)
-	case j.State.Failure() != (j.Round > 0) || j.Round > r.Round:
+	case (j.State == Waiting) != !j.RetryAt.IsZero() && !j.State.Finished():
+		return fmt.Sprintf("%s, another attempt at %v", j.State, j.RetryAt)
+	case j.Floor < 0 || j.Floor > len(r.Floors):
+		return fmt.Sprintf("floor %d of %d", j.Floor, len(r.Floors))
+	case j.Bad && !j.Watched:
+		return "bad, and was not watched"
+	case (j.State.Failure() || j.State == Succeeded) != (j.Round > 0) || j.Round > r.Round:
 		return fmt.Sprintf("%s in round %d of %d", j.State, j.Round, r.Round)
 	case (j.State.Failure() || j.State == Skipped || j.State == Cancelled) && j.Cause.Kind == "":
 		return fmt.Sprintf("%s without a cause", j.State)
-	case j.Late && j.State != Succeeded && j.State != RolledBack:
+	case j.Late && j.State != Succeeded && j.State != RolledBack && j.State != Waiting && !j.State.InFlight():
 		return fmt.Sprintf("%s and late", j.State)
 	case j.Percent < 0 || j.Percent > 100:
 		return fmt.Sprintf("%d %%", j.Percent)

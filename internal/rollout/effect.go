@@ -16,27 +16,44 @@ type Refusal string
 
 // The refusals of Asked.
 const (
-	NotTarget  Refusal = "not-in-target" // the device has no row
-	NotRunning Refusal = "not-running"   // the rollout grants nothing in its state
-	Soaking    Refusal = "soaking"       // the stage is done and watched; the next one is not open
-	StageFull  Refusal = "stage-full"    // the stage's quota is used
-	CapFull    Refusal = "cap-full"      // as many devices as allowed are in flight
-	JobDone    Refusal = "done"          // the device has had its turn in this rollout
+	NotTarget    Refusal = "not-in-target" // the device has no row
+	NotRunning   Refusal = "not-running"   // the rollout grants nothing in its state
+	Soaking      Refusal = "soaking"       // the stage is done and watched; the next one is not open
+	StageFull    Refusal = "stage-full"    // the stage's quota is used
+	RingClosed   Refusal = "ring-closed"   // no stage is open that the device may be granted in
+	CapFull      Refusal = "cap-full"      // as many devices as allowed are in flight
+	RateFull     Refusal = "rate-full"     // as many devices as allowed were granted in this time
+	WindowClosed Refusal = "window-closed" // outside of the window
+	SiteFull     Refusal = "site-full"     // as many devices of the same site as allowed are disrupted
+	BackOff      Refusal = "back-off"      // it failed, and the time for another attempt has not come
+	JobDone      Refusal = "done"          // the device has had its turn in this rollout
 )
+
+// Everyone reports whether no other pending device would be granted either.
+func (r Refusal) Everyone() bool {
+	switch r {
+	case NotRunning, Soaking, StageFull, CapFull, RateFull:
+		return true
+	}
+	return false
+}
 
 type (
 	// Grant: tell the device. The same grant may be returned many times.
 	Grant struct {
 		Device   fleet.DeviceID
-		Deadline time.Time
+		Deadline time.Time // by which a session must have named the image
 	}
 
-	// Refuse answers an Asked that was not granted. After StageFull, CapFull, Soaking and NotRunning, no other pending
-	// device would be granted either.
+	// Refuse answers an Asked that was not granted.
 	Refuse struct {
 		Device fleet.DeviceID
 		Why    Refusal
+		Until  time.Time // when asking again may help; zero if that is not known
 	}
+
+	// RollBack: create and start the rollout Rollout.UndoneBy.
+	RollBack struct{}
 
 	// Withdraw: the device's grant has ended before it finished; nothing more may be downloaded on it.
 	Withdraw struct{ Device fleet.DeviceID }
@@ -62,6 +79,7 @@ type (
 func (Grant) isEffect()    {}
 func (Refuse) isEffect()   {}
 func (Withdraw) isEffect() {}
+func (RollBack) isEffect() {}
 func (WakeAt) isEffect()   {}
 func (Alert) isEffect()    {}
 func (Decision) isEffect() {}
@@ -71,17 +89,29 @@ type Code string
 
 // The decisions.
 const (
-	OperatorStarted Code = "started"
-	OperatorPaused  Code = "paused"
-	OperatorResumed Code = "resumed"
-	OperatorAborted Code = "aborted"
-	FailureLimit    Code = "failure-limit"   // more failures than the plan tolerates
-	NoSuccess       Code = "no-success"      // a stage used its quota and not one device succeeded
-	Drained         Code = "drained"         // halting, and nothing is in flight any more
-	StageOpened     Code = "stage-opened"    // devices of the stage may be granted
-	StagePassed     Code = "stage-passed"    // passed over: an earlier stage used its quota
-	StageDone       Code = "stage-done"      // it soaks, or waits for devices that are offline
-	StageReopened   Code = "stage-reopened"  // not done any more
-	AllFinished     Code = "all-finished"    // completed: every target is finished
-	OfflineSkipped  Code = "offline-skipped" // completed: the targets left stayed offline
+	OperatorStarted  Code = "started"
+	OperatorPaused   Code = "paused"
+	OperatorResumed  Code = "resumed"
+	OperatorAborted  Code = "aborted"
+	OperatorApproved Code = "approved"
+	OperatorAdvanced Code = "advanced"
+	OperatorRetried  Code = "retried"
+	OperatorUndid    Code = "rollback"
+	StartTime        Code = "start-time"   // the scheduled time has come
+	Joined           Code = "joined"       // devices came into the target while it runs
+	HealthWorse      Code = "health-worse" // devices with the new image do worse than the control group
+	WindowOpened     Code = "window-opened"
+	WindowShut       Code = "window-closed"
+	StageHeld        Code = "stage-held" // soaked; an operator must advance
+	RollbackDone     Code = "rollback-done"
+	RollbackGivenUp  Code = "rollback-aborted"
+	FailureLimit     Code = "failure-limit"   // more failures than the plan tolerates
+	NoSuccess        Code = "no-success"      // a stage used its quota and too few devices succeeded
+	Drained          Code = "drained"         // halting, and nothing is in flight any more
+	StageOpened      Code = "stage-opened"    // devices of the stage may be granted
+	StagePassed      Code = "stage-passed"    // passed over: an earlier stage used its quota
+	StageDone        Code = "stage-done"      // it soaks, or waits for devices that are offline
+	StageReopened    Code = "stage-reopened"  // not done any more
+	AllFinished      Code = "all-finished"    // completed: every target is finished
+	OfflineSkipped   Code = "offline-skipped" // completed: the targets left stayed offline
 )

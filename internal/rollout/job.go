@@ -17,20 +17,53 @@ type Job struct {
 	Rollout    fleet.RolloutID `json:"rollout"`
 	Device     fleet.DeviceID  `json:"device"`
 	Rank       uint64          `json:"rank,string"` // see Rank; a string in JSON, for readers that have only float64
-	Rev        uint64          `json:"rev"`         // grows by one with every change
+	Ring       int             `json:"ring"`        // the first stage, from 1, in which it may be granted
+	Site       string          `json:"site,omitzero"`
+	Rev        uint64          `json:"rev"` // grows by one with every change
 	State      JobState        `json:"state"`
-	StateAt    time.Time       `json:"state_at,omitzero"` // when State was entered
-	Stage      int             `json:"stage,omitzero"`    // number, from 1, of the stage in which it was granted; 0 if it never was
-	Attempts   int             `json:"attempts,omitzero"` // grants so far; 0 or 1 today
-	Report     Report          `json:"report,omitzero"`   // the last word of the device that was taken
-	Percent    int             `json:"percent,omitzero"`  // the highest progress reported, 0 to 100
-	GrantedAt  time.Time       `json:"granted_at,omitzero"`
-	Deadline   time.Time       `json:"deadline,omitzero"`    // timed out when still in flight then
+	StateAt    time.Time       `json:"state_at,omitzero"`    // when State was entered
+	Stage      int             `json:"stage,omitzero"`       // number, from 1, of the stage in which it was first granted; 0 if it never was
+	Attempts   int             `json:"attempts,omitzero"`    // grants so far
+	Tries      int             `json:"tries,omitzero"`       // failed attempts that are followed by another one
+	Last       JobState        `json:"last,omitzero"`        // while waiting: how the last attempt failed; empty after a floor
+	RetryAt    time.Time       `json:"retry_at,omitzero"`    // while waiting: not before
+	Floor      int             `json:"floor,omitzero"`       // number, from 1, of the floor that it takes now; 0: the release
+	From       fleet.Hash      `json:"from,omitzero"`        // the image that it ran before its first grant
+	Image      fleet.Hash      `json:"image,omitzero"`       // with PreviousSlot: the image that it is to go back to
+	Report     Report          `json:"report,omitzero"`      // the last word of the device that was taken
+	Percent    int             `json:"percent,omitzero"`     // the highest progress reported, 0 to 100
+	GrantedAt  time.Time       `json:"granted_at,omitzero"`  // of the last attempt
+	ProgressAt time.Time       `json:"progress_at,omitzero"` // of the last report that brought it further
+	Deadline   time.Time       `json:"deadline,omitzero"`    // when the engine looks at it again if nothing happens
 	FinishedAt time.Time       `json:"finished_at,omitzero"` // when it last entered a finished state
 	Session    time.Time       `json:"session,omitzero"`     // start of the session whose image was last taken as evidence
+	Watched    bool            `json:"watched,omitzero"`     // it counts in HealthCounts
+	Bad        bool            `json:"bad,omitzero"`         // and behaved badly
 	Late       bool            `json:"late,omitzero"`        // succeeded after the deadline, a failure, or the end of its grant
 	Cause      Cause           `json:"cause,omitzero"`       // why it failed, or was cancelled or skipped; kept when it succeeds late
-	Round      int             `json:"round,omitzero"`       // Rollout.Round in which it counted as a failure; 0 if it does not
+	Round      int             `json:"round,omitzero"`       // Rollout.Round in which it got its verdict; 0 if it has none
+}
+
+// due returns when the engine must look at an attempt again if nothing happens.
+func (j Job) due(p Plan) time.Time {
+	end := j.GrantedAt.Add(p.DeviceTimeout)
+	step := func(since time.Time, limit time.Duration) time.Time {
+		if d := since.Add(limit); limit > 0 && d.Before(end) {
+			return d
+		}
+		return end
+	}
+	switch j.State {
+	case Offered:
+		return step(j.GrantedAt, p.AcceptTimeout)
+	case Accepted, Downloading:
+		return step(j.ProgressAt, p.DownloadTimeout)
+	case Downloaded:
+		return step(j.StateAt, p.InstallTimeout)
+	case Installed, Rebooting:
+		return step(j.StateAt, p.DarkAfter)
+	}
+	return end
 }
 
 // Cause says why a job ended as it did.
@@ -47,14 +80,18 @@ type CauseKind string
 
 // Kinds of causes.
 const (
-	ByReport   CauseKind = "failed"      // the device reported a failure
-	ByRefusal  CauseKind = "rejected"    // the device refused the job
-	ByRollback CauseKind = "rolled-back" // the device went back to another image
-	ByDeadline CauseKind = "timed-out"   // it did not succeed in time
-	ByAbort    CauseKind = "aborted"     // an operator aborted the rollout
-	ByCaller   CauseKind = "excluded"    // the device was taken out: removed, disabled, incompatible, …
-	HasImage   CauseKind = "has-image"   // it ran the image before its turn came
-	WasOffline CauseKind = "offline"     // offline until the rollout was completed
+	ByReport   CauseKind = "failed"         // the device reported a failure
+	ByRefusal  CauseKind = "rejected"       // the device refused the job
+	ByHealth   CauseKind = "unhealthy"      // it ran the new image and was not healthy
+	ByRollback CauseKind = "rolled-back"    // the device went back to another image
+	ByDeadline CauseKind = "timed-out"      // a step took too long
+	BySilence  CauseKind = "went-dark"      // it was not heard of again after the installation
+	ByFloor    CauseKind = "floor"          // it has passed a floor and goes on
+	ByUndoing  CauseKind = "rolled-back-by" // the rollout is rolled back
+	ByAbort    CauseKind = "aborted"        // an operator aborted the rollout
+	ByCaller   CauseKind = "excluded"       // the device was taken out: removed, disabled, incompatible, …
+	HasImage   CauseKind = "has-image"      // it ran the image before its turn came
+	WasOffline CauseKind = "offline"        // offline until the rollout was completed
 )
 
 // Report is what a device says about its job. The words are those of wire's d/<id>/up/ota.
@@ -82,12 +119,12 @@ var reports = map[Report]struct {
 }{
 	ReportAccepted:    {to: Accepted, place: 1},
 	ReportDownloading: {to: Downloading, place: 2},
-	ReportDownloaded:  {to: Downloading, place: 3},
+	ReportDownloaded:  {to: Downloaded, place: 3},
 	ReportInstalled:   {to: Installed, place: 4},
-	ReportRebooting:   {to: Installed, place: 5},
-	ReportVerifying:   {to: Installed, place: 6},
+	ReportRebooting:   {to: Rebooting, place: 5},
+	ReportVerifying:   {to: Rebooting, place: 6}, // its own word: only a session brings Verifying
 	ReportFailed:      {to: Failed, place: 7, cause: ByReport},
-	ReportRejected:    {to: Failed, place: 7, cause: ByRefusal},
+	ReportRejected:    {to: Rejected, place: 7, cause: ByRefusal},
 	ReportRolledBack:  {to: RolledBack, place: 7, cause: ByRollback},
 }
 
@@ -102,9 +139,9 @@ func Rank(id fleet.RolloutID, d fleet.DeviceID) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// Compare orders the jobs of one rollout: by Rank, then by device id.
+// Compare orders the jobs of one rollout: by Ring, then by Rank, then by device id.
 func Compare(a, b Job) int {
-	return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Device, b.Device))
+	return cmp.Or(cmp.Compare(a.Ring, b.Ring), cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Device, b.Device))
 }
 
 // clean makes what came from outside fit to be stored and shown: valid UTF-8 without control characters, cut to

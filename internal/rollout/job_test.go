@@ -42,26 +42,26 @@ func TestRank(t *testing.T) {
 func TestAdd(t *testing.T) {
 	w := draft(t, 2, percent(100))
 	ids := []fleet.DeviceID{"x", "d1", "x", "a"}
-	w.must(Added{At: w.at, Devices: ids})
+	w.must(Added{At: w.at, Targets: targets(ids...)})
 	if !slices.Equal(ids, []fleet.DeviceID{"x", "d1", "x", "a"}) {
 		t.Errorf("the caller's slice is now %v", ids)
 	}
 	if w.r.Targets != 4 || len(w.jobs) != 4 {
 		t.Errorf("%d targets, %d rows", w.r.Targets, len(w.jobs))
 	}
-	if fx := w.must(Added{At: w.at, Devices: []fleet.DeviceID{"x"}}); len(fx) != 0 {
+	if fx := w.must(Added{At: w.at, Targets: targets("x")}); len(fx) != 0 {
 		t.Errorf("%v", fx)
 	}
-	if _, err := w.step(Added{At: w.at, Devices: []fleet.DeviceID{"b", "Not an id"}}); !fleet.Is(err, fleet.Invalid) {
+	if _, err := w.step(Added{At: w.at, Targets: targets("b", "Not an id")}); !fleet.Is(err, fleet.Invalid) {
 		t.Errorf("%v", err)
 	}
 	full := w.r
 	full.Targets = MaxTargets - 1
-	full, _, _, err := Step(full, nil, Added{At: w.at, Devices: []fleet.DeviceID{"the-last"}})
+	full, _, _, err := Step(full, nil, Added{At: w.at, Targets: targets("the-last")})
 	if err != nil || full.Targets != MaxTargets {
 		t.Errorf("%v, %d targets", err, full.Targets)
 	}
-	if _, _, _, err := Step(full, nil, Added{At: w.at, Devices: []fleet.DeviceID{"one-more"}}); !fleet.Is(err, fleet.TooLarge) {
+	if _, _, _, err := Step(full, nil, Added{At: w.at, Targets: targets("one-more")}); !fleet.Is(err, fleet.TooLarge) {
 		t.Errorf("%v", err)
 	}
 }
@@ -78,23 +78,23 @@ func TestStartValidatesThePlan(t *testing.T) {
 }
 
 func TestNew(t *testing.T) {
-	r, err := New("r1", release, Plan{}, "ada", epoch.In(time.FixedZone("far", 9*3600)))
+	r, err := New(Spec{ID: "r1", Release: release, Plan: Plan{}, By: "ada"}, epoch.In(time.FixedZone("far", 9*3600)))
 	if err != nil || r.State != Draft || r.CreatedBy != "ada" || r.CreatedAt != epoch || r.StateAt != epoch || r.Rev != 1 {
 		t.Errorf("%v %+v", err, r)
 	}
-	if Check(r) != nil || r.Last() || r.Room() != 0 || r.Quota() != 0 || !reflect.DeepEqual(r.Plan, Plan{}.WithDefaults()) {
+	if Check(r) != nil || r.Last() || r.Room(epoch, nil) != 0 || r.Quota() != 0 || !reflect.DeepEqual(r.Plan, Plan{}.WithDefaults()) {
 		t.Errorf("%v %+v", Check(r), r)
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
-	if _, err := New("Not an id", release, Plan{}, "ada", epoch); !fleet.Is(err, fleet.Invalid) {
+	if _, err := New(Spec{ID: "Not an id", Release: release, Plan: Plan{}, By: "ada"}, epoch); !fleet.Is(err, fleet.Invalid) {
 		t.Errorf("%v", err)
 	}
-	if _, err := New("r1", release, Plan{Soak: -1}, "ada", epoch); !fleet.Is(err, fleet.Invalid) {
+	if _, err := New(Spec{ID: "r1", Release: release, Plan: Plan{Soak: -1}, By: "ada"}, epoch); !fleet.Is(err, fleet.Invalid) {
 		t.Errorf("%v", err)
 	}
-	if _, err := New("r1", release, Plan{}, "ada", time.Time{}); !fleet.Is(err, fleet.Internal) {
+	if _, err := New(Spec{ID: "r1", Release: release, Plan: Plan{}, By: "ada"}, time.Time{}); !fleet.Is(err, fleet.Internal) {
 		t.Errorf("%v", err)
 	}
 }
@@ -199,8 +199,8 @@ func TestReports(t *testing.T) {
 		"rejected":               {[]report{{ReportAccepted, 0}, {ReportRejected, 0}}, Failed, ReportRejected, 0},
 		"rolled back":            {[]report{{ReportInstalled, 100}, {ReportRolledBack, 0}}, RolledBack, ReportRolledBack, 100},
 		"failed, then more":      {[]report{{ReportFailed, 0}, {ReportRolledBack, 0}}, Failed, ReportFailed, 0},
-		"says that it succeeded": {[]report{{"succeeded", 100}}, Granted, "", 0},
-		"nonsense":               {[]report{{"", 7}, {"\x00", 7}}, Granted, "", 0},
+		"says that it succeeded": {[]report{{"succeeded", 100}}, Offered, "", 0},
+		"nonsense":               {[]report{{"", 7}, {"\x00", 7}}, Offered, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := begun(t, 1, percent(100).with(tolerate(9)))
@@ -284,7 +284,7 @@ func TestConfirm(t *testing.T) {
 		session time.Duration // after the grant
 		want    JobState
 	}{
-		"before the grant": {-1, Granted}, "at the grant": {0, Granted}, "after": {1, Succeeded}, "later": {5 * s, Succeeded},
+		"before the grant": {-1, Offered}, "at the grant": {0, Offered}, "after": {1, Succeeded}, "later": {5 * s, Succeeded},
 	} {
 		w := begun(t, 2, percent(100))
 		d := w.offer(1)[0]
@@ -305,8 +305,8 @@ func TestHasImageAlready(t *testing.T) {
 	d := w.order(Pending)[0]
 	w.must(Confirmed{At: w.at, Device: d, Session: w.at})
 	w.wantJob(d, Skipped)
-	if w.jobs[d].Cause.Kind != HasImage || w.r.Room() != 1 {
-		t.Errorf("%+v, room %d", w.jobs[d].Cause, w.r.Room())
+	if w.jobs[d].Cause.Kind != HasImage || w.r.Room(w.at, nil) != 1 {
+		t.Errorf("%+v, room %d", w.jobs[d].Cause, w.r.Room(w.at, nil))
 	}
 	w.tick(0)
 	w.want(Running, 1)

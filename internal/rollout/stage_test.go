@@ -22,7 +22,7 @@ func TestGoodRollout(t *testing.T) {
 	p := Plan{Stages: []Stage{{Count: 1}, {Percent: 25}, {Percent: 100}}, Soak: time.Hour}
 	w := begun(t, 10, p)
 	for w.r.State == Running {
-		w.succeed(w.offer(w.r.Room())...)
+		w.succeed(w.offer(w.r.Room(w.at, nil))...)
 		w.tick(w.r.Total.Pending)
 		w.pass(time.Hour)
 		w.tick(w.r.Total.Pending)
@@ -114,8 +114,8 @@ func TestHaltWaitsForDevicesInFlight(t *testing.T) {
 	if why := w.ask(w.order(Pending)[0]); why != NotRunning {
 		t.Errorf("halting, and answers %q", why)
 	}
-	if w.r.Room() != 0 {
-		t.Errorf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 0 {
+		t.Errorf("room for %d", w.r.Room(w.at, nil))
 	}
 	if _, err := w.step(ResumedBy{At: w.at, Who: "bob"}); !fleet.Is(err, fleet.Conflict) || !strings.Contains(err.Error(), "2 devices in flight") {
 		t.Errorf("resumed while halting: %v", err)
@@ -177,8 +177,8 @@ func TestStageNeedsASuccess(t *testing.T) {
 		w.must(ResumedBy{At: w.at, Who: "bob"})
 		w.tick(0)
 		w.want(Running, 1)
-		if w.r.Room() != 2 {
-			t.Fatalf("round %d: room for %d", round, w.r.Room())
+		if w.r.Room(w.at, nil) != 2 {
+			t.Fatalf("round %d: room for %d", round, w.r.Room(w.at, nil))
 		}
 		w.fail(w.offer(2)...)
 		w.want(Halted, 1)
@@ -190,8 +190,8 @@ func TestStageNeedsASuccess(t *testing.T) {
 	if got := codes(w.history[len(w.history)-2:]); !slices.Equal(got, []Code{StagePassed, StageOpened}) {
 		t.Errorf("history ends with %v", got)
 	}
-	if w.r.Room() != 2 {
-		t.Errorf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 2 {
+		t.Errorf("room for %d", w.r.Room(w.at, nil))
 	}
 }
 
@@ -203,8 +203,8 @@ func TestNoExtraWithoutNeed(t *testing.T) {
 	w.fail(ids[1])
 	w.want(Halted, 1)
 	w.must(ResumedBy{At: w.at, Who: "bob"})
-	if w.r.Stages[0].Extra != 0 || w.r.Room() != 1 {
-		t.Errorf("extra %d, room %d", w.r.Stages[0].Extra, w.r.Room())
+	if w.r.Stages[0].Extra != 0 || w.r.Room(w.at, nil) != 1 {
+		t.Errorf("extra %d, room %d", w.r.Stages[0].Extra, w.r.Room(w.at, nil))
 	}
 	w.fail(w.offer(1)...)
 	w.want(Halted, 1)
@@ -218,8 +218,8 @@ func TestNoExtraWithoutNeed(t *testing.T) {
 	w = begun(t, 10, percent(20, 100)) // no success yet, and quota left
 	w.fail(w.offer(1)...)
 	w.must(ResumedBy{At: w.at, Who: "bob"})
-	if w.r.Stages[0].Extra != 0 || w.r.Room() != 1 {
-		t.Errorf("extra %d, room %d", w.r.Stages[0].Extra, w.r.Room())
+	if w.r.Stages[0].Extra != 0 || w.r.Room(w.at, nil) != 1 {
+		t.Errorf("extra %d, room %d", w.r.Stages[0].Extra, w.r.Room(w.at, nil))
 	}
 }
 
@@ -289,8 +289,8 @@ func TestOfflineDevicesDoNotHoldAStage(t *testing.T) {
 	// While it soaks, those that come back wait.
 	w.pass(time.Hour - time.Nanosecond)
 	back := w.order(Pending)[0]
-	if why := w.ask(back); why != Soaking || w.r.Room() != 0 {
-		t.Errorf("soaking, and answers %q, room %d", why, w.r.Room())
+	if why := w.ask(back); why != Soaking || w.r.Room(w.at, nil) != 0 {
+		t.Errorf("soaking, and answers %q, room %d", why, w.r.Room(w.at, nil))
 	}
 	w.tick(3)
 	w.want(Running, 1)
@@ -298,8 +298,8 @@ func TestOfflineDevicesDoNotHoldAStage(t *testing.T) {
 	w.tick(3)
 	w.want(Running, 2)
 	// Then they have their turn under the gate that is open: the unused quota is not lost.
-	if w.r.Room() != 8 || w.ask(back) != "" || w.jobs[back].Stage != 2 {
-		t.Errorf("room %d, %+v", w.r.Room(), w.jobs[back])
+	if w.r.Room(w.at, nil) != 8 || w.ask(back) != "" || w.jobs[back].Stage != 2 {
+		t.Errorf("room %d, %+v", w.r.Room(w.at, nil), w.jobs[back])
 	}
 }
 
@@ -421,8 +421,8 @@ func TestRevertDuringSoak(t *testing.T) {
 		w.pass(time.Hour)
 		w.tick(0)
 		w.want(c.state, 1)
-		if c.state == Running && w.r.Room() != 1 {
-			t.Errorf("room for %d", w.r.Room())
+		if c.state == Running && w.r.Room(w.at, nil) != 1 {
+			t.Errorf("room for %d", w.r.Room(w.at, nil))
 		}
 	}
 }
@@ -466,8 +466,8 @@ func TestPause(t *testing.T) {
 		t.Errorf("%+v", fx)
 	}
 	w.must(PausedBy{At: w.at, Who: "bob"})
-	if why := w.ask(w.order(Pending)[0]); why != NotRunning || w.r.Room() != 0 {
-		t.Errorf("paused, and answers %q, room %d", why, w.r.Room())
+	if why := w.ask(w.order(Pending)[0]); why != NotRunning || w.r.Room(w.at, nil) != 0 {
+		t.Errorf("paused, and answers %q, room %d", why, w.r.Room(w.at, nil))
 	}
 	if why := w.ask(ids[0]); why != "" {
 		t.Errorf("a device in flight is refused its own grant: %s", why)
@@ -546,7 +546,7 @@ func TestAbortADraft(t *testing.T) {
 	if w.r.Total.Cancelled != 3 {
 		t.Errorf("%+v", w.r.Total)
 	}
-	empty, err := New("r2", release, Plan{}, "ada", epoch)
+	empty, err := New(Spec{ID: "r2", Release: release, Plan: Plan{}, By: "ada"}, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -576,40 +576,40 @@ func TestStagePassedOver(t *testing.T) {
 	w := begun(t, 3, percent(1, 2, 30, 100))
 	w.succeed(w.offer(1)...)
 	w.want(Running, 4)
-	if w.r.Room() != 2 {
-		t.Errorf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 2 {
+		t.Errorf("room for %d", w.r.Room(w.at, nil))
 	}
 }
 
 func TestCaps(t *testing.T) {
 	p := Plan{Stages: []Stage{{Count: 4}, {Percent: 100}}, MaxInFlight: 3, MaxFailures: 9}
 	w := begun(t, 10, p)
-	if w.r.Room() != 3 {
-		t.Fatalf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 3 {
+		t.Fatalf("room for %d", w.r.Room(w.at, nil))
 	}
 	ids := w.offer(3)
-	if why := w.ask(w.order(Pending)[0]); why != CapFull || w.r.Room() != 0 {
-		t.Errorf("3 in flight, and answers %q, room %d", why, w.r.Room())
+	if why := w.ask(w.order(Pending)[0]); why != CapFull || w.r.Room(w.at, nil) != 0 {
+		t.Errorf("3 in flight, and answers %q, room %d", why, w.r.Room(w.at, nil))
 	}
 	w.succeed(ids[0])
-	if w.r.Room() != 1 {
-		t.Errorf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 1 {
+		t.Errorf("room for %d", w.r.Room(w.at, nil))
 	}
 	w.offer(1)
 	w.fail(ids[1])
-	if why := w.ask(w.order(Pending)[0]); why != StageFull || w.r.Room() != 0 {
-		t.Errorf("quota used, and answers %q, room %d", why, w.r.Room())
+	if why := w.ask(w.order(Pending)[0]); why != StageFull || w.r.Room(w.at, nil) != 0 {
+		t.Errorf("quota used, and answers %q, room %d", why, w.r.Room(w.at, nil))
 	}
 }
 
 // Room is never more than there are devices.
 func TestRoomIsBoundedByTargets(t *testing.T) {
 	w := begun(t, 3, percent(100))
-	if w.r.Room() != 3 {
-		t.Errorf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 3 {
+		t.Errorf("room for %d", w.r.Room(w.at, nil))
 	}
 	w.must(Excluded{At: w.at, Device: w.order(Pending)[0]})
-	if w.r.Room() != 2 {
-		t.Errorf("room for %d", w.r.Room())
+	if w.r.Room(w.at, nil) != 2 {
+		t.Errorf("room for %d", w.r.Room(w.at, nil))
 	}
 }

@@ -5,29 +5,35 @@ import "slices"
 // State is where a rollout stands. The zero State is invalid.
 type State string
 
-// The states of a rollout. Completed and Aborted are final.
+// The states of a rollout. Completed, Aborted and RolledBackAll end it; only a rollback may follow the first two.
 const (
-	Draft     State = "draft"     // targets may be added; nothing is granted
-	Running   State = "running"   // devices are granted the release as the plan allows
-	Paused    State = "paused"    // by an operator: no new grants, devices in flight may finish
-	Halting   State = "halting"   // by the engine: no new grants, waiting for devices in flight
-	Halted    State = "halted"    // by the engine, nothing in flight; an operator may resume
-	Completed State = "completed" // every target is finished or was skipped
-	Aborted   State = "aborted"   // by an operator, for good
+	Draft         State = "draft"        // targets may be added; nothing is granted
+	Scheduled     State = "scheduled"    // started by an operator, waits for its time
+	Running       State = "running"      // devices are granted the release as the plan allows
+	Paused        State = "paused"       // no new grants, devices in flight may finish; an operator may resume
+	Halting       State = "halting"      // by the engine: no new grants, waiting for devices in flight
+	Halted        State = "halted"       // by the engine, nothing in flight; an operator may resume
+	RollingBack   State = "rolling-back" // another rollout takes the devices back
+	Completed     State = "completed"    // every target is finished or was skipped
+	Aborted       State = "aborted"      // for good
+	RolledBackAll State = "rolled-back"  // the rollout that took the devices back is completed
 )
 
 // states are all states, in the order in which they are shown.
-var states = []State{Draft, Running, Paused, Halting, Halted, Completed, Aborted}
+var states = []State{Draft, Scheduled, Running, Paused, Halting, Halted, RollingBack, Completed, Aborted, RolledBackAll}
 
 // next is the whole life of a rollout.
 var next = map[State][]State{
-	Draft:     {Running, Aborted},
-	Running:   {Paused, Halting, Completed, Aborted},
-	Paused:    {Running, Halting, Aborted},
-	Halting:   {Halted, Aborted},
-	Halted:    {Running, Aborted}, // only by an operator
-	Completed: {},
-	Aborted:   {},
+	Draft:         {Scheduled, Running, Aborted},
+	Scheduled:     {Running, Aborted},
+	Running:       {Paused, Halting, RollingBack, Completed, Aborted},
+	Paused:        {Running, Halting, RollingBack, Aborted},
+	Halting:       {Halted, RollingBack, Aborted},
+	Halted:        {Running, RollingBack, Aborted}, // only by an operator
+	RollingBack:   {Aborted, RolledBackAll},        // aborted: the rollback was
+	Completed:     {RollingBack},                   // only by an operator
+	Aborted:       {RollingBack},                   // only by an operator
+	RolledBackAll: {},
 }
 
 // States returns all states of a rollout, in the order in which they are shown.
@@ -42,8 +48,8 @@ func (s State) CanGo(to State) bool { return slices.Contains(next[s], to) }
 // Known reports whether s is a state of a rollout.
 func (s State) Known() bool { _, ok := next[s]; return ok }
 
-// Final reports whether no state can follow s.
-func (s State) Final() bool { return s == Completed || s == Aborted }
+// Final reports whether the rollout is over: it grants nothing any more, whatever comes.
+func (s State) Final() bool { return s == Completed || s == Aborted || s == RolledBackAll }
 
 // JobState is where one device stands in a rollout. The zero JobState is invalid.
 type JobState string
@@ -51,34 +57,48 @@ type JobState string
 // The states of a job.
 const (
 	Pending     JobState = "pending"     // its turn has not come
-	Granted     JobState = "granted"     // offered to the device; it has not answered
+	Waiting     JobState = "waiting"     // will be offered again: after a failed attempt, or after a floor
+	Offered     JobState = "offered"     // the device was told; it has not answered
 	Accepted    JobState = "accepted"    // the device said that it will
 	Downloading JobState = "downloading" // the device said so
-	Installed   JobState = "installed"   // written, rebooting or verifying: until a session names the new image
-	Succeeded   JobState = "succeeded"   // a session named the new image
-	Failed      JobState = "failed"      // the device said so, or rejected the job
+	Downloaded  JobState = "downloaded"  // the device said so
+	Installed   JobState = "installed"   // written to the spare slot
+	Rebooting   JobState = "rebooting"   // the device said so
+	Verifying   JobState = "verifying"   // a session named the new image; it must stay healthy for Plan.VerifyFor
+	Succeeded   JobState = "succeeded"   // it did
+	Failed      JobState = "failed"      // the device said so, or was not healthy
+	Rejected    JobState = "rejected"    // the device refused the job
 	RolledBack  JobState = "rolled-back" // the device runs another image again
-	TimedOut    JobState = "timed-out"   // not succeeded by its deadline
-	Cancelled   JobState = "cancelled"   // the rollout was aborted, or the device taken out while in flight
+	TimedOut    JobState = "timed-out"   // a step took too long
+	WentDark    JobState = "went-dark"   // installed the image and was not heard of again
+	Cancelled   JobState = "cancelled"   // ended without a verdict after it was granted, or when the rollout ended
 	Skipped     JobState = "skipped"     // never granted; the cause says why
 )
 
 // jobStates are all job states, in the order in which they are shown.
-var jobStates = []JobState{Pending, Granted, Accepted, Downloading, Installed, Succeeded, Failed, RolledBack, TimedOut, Cancelled, Skipped}
+var jobStates = []JobState{Pending, Waiting, Offered, Accepted, Downloading, Downloaded, Installed, Rebooting, Verifying, Succeeded,
+	Failed, Rejected, RolledBack, TimedOut, WentDark, Cancelled, Skipped}
 
-// jobNext is the whole life of a job. It has no cycle, so a job changes state a bounded number of times whatever
-// arrives. What leads out of a finished state is a correction by evidence.
+// jobNext is the whole life of a job. What leads out of a finished state is a correction by evidence, or an operator's
+// retry (to Waiting). The only cycle goes through Waiting, and each turn of it is an attempt (Plan.Retries), a floor
+// (Rollout.Floors) or an operator's word, so a job changes state a bounded number of times whatever devices say.
 var jobNext = map[JobState][]JobState{
-	Pending:     {Granted, Cancelled, Skipped},
-	Granted:     {Accepted, Downloading, Installed, Succeeded, Failed, RolledBack, TimedOut, Cancelled},
-	Accepted:    {Downloading, Installed, Succeeded, Failed, RolledBack, TimedOut, Cancelled},
-	Downloading: {Installed, Succeeded, Failed, RolledBack, TimedOut, Cancelled},
-	Installed:   {Succeeded, Failed, RolledBack, TimedOut, Cancelled},
+	Pending:     {Offered, Cancelled, Skipped},
+	Waiting:     {Offered, Succeeded, Failed, TimedOut, Cancelled},
+	Offered:     {Waiting, Accepted, Downloading, Downloaded, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},
+	Accepted:    {Waiting, Downloading, Downloaded, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},
+	Downloading: {Waiting, Downloaded, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},
+	Downloaded:  {Waiting, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},
+	Installed:   {Waiting, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, WentDark, Cancelled},
+	Rebooting:   {Waiting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, WentDark, Cancelled},
+	Verifying:   {Succeeded, Failed, RolledBack, WentDark, Cancelled},
 	Succeeded:   {RolledBack},
-	Failed:      {Succeeded},
-	TimedOut:    {Succeeded},
+	Failed:      {Waiting, Succeeded},
+	Rejected:    {Waiting, Succeeded},
+	RolledBack:  {Waiting},
+	TimedOut:    {Waiting, Succeeded},
+	WentDark:    {Waiting, Succeeded},
 	Cancelled:   {Succeeded},
-	RolledBack:  {},
 	Skipped:     {},
 }
 
@@ -94,13 +114,23 @@ func (s JobState) CanGo(to JobState) bool { return slices.Contains(jobNext[s], t
 // Known reports whether s is a state of a job.
 func (s JobState) Known() bool { _, ok := jobNext[s]; return ok }
 
+// Open reports whether the device waits for its turn, or for another one.
+func (s JobState) Open() bool { return s == Pending || s == Waiting }
+
 // InFlight reports whether a device in state s holds a grant.
 func (s JobState) InFlight() bool {
-	return s == Granted || s == Accepted || s == Downloading || s == Installed
+	switch s {
+	case Offered, Accepted, Downloading, Downloaded, Installed, Rebooting, Verifying:
+		return true
+	}
+	return false
 }
 
-// Failure reports whether s counts against Plan.MaxFailures.
-func (s JobState) Failure() bool { return s == Failed || s == RolledBack || s == TimedOut }
+// Failure reports whether s counts against Plan.MaxFailures and Plan.Limits.
+func (s JobState) Failure() bool { return slices.Contains(failureStates, s) }
 
-// Finished reports whether the device is neither pending nor in flight.
-func (s JobState) Finished() bool { return s.Known() && s != Pending && !s.InFlight() }
+// failureStates are the kinds of failure that a Limit may name.
+var failureStates = []JobState{Failed, Rejected, RolledBack, TimedOut, WentDark}
+
+// Finished reports whether the device is neither open nor in flight.
+func (s JobState) Finished() bool { return s.Known() && !s.Open() && !s.InFlight() }

@@ -114,7 +114,7 @@ aborted   conflict  conflict  conflict  conflict  conflict
 		for i := range 5 {
 			w := inState(t, s)
 			ev := []Event{
-				Added{At: w.at, Devices: []fleet.DeviceID{"new"}}, Started{At: w.at, Who: "bob"},
+				Added{At: w.at, Targets: targets("new")}, Started{At: w.at, Who: "bob"},
 				PausedBy{At: w.at, Who: "bob"}, ResumedBy{At: w.at, Who: "bob"}, AbortedBy{At: w.at, Who: "bob"},
 			}[i]
 			word := "ok"

@@ -66,7 +66,7 @@ func anyEvent(t *rapid.T, w *world, n int) Event {
 	case k < 98 && rapid.IntRange(0, 3).Draw(t, "really") == 0:
 		return AbortedBy{At: w.at, Who: "op"}
 	case k < 99:
-		return Added{At: w.at, Devices: []fleet.DeviceID{"late-comer"}}
+		return Added{At: w.at, Targets: targets("late-comer")}
 	default:
 		return Started{At: w.at, Who: "op"}
 	}
@@ -134,7 +134,7 @@ func holdGates(t *rapid.T, w *world, before Rollout, rows map[fleet.DeviceID]Job
 			}
 		}
 		quota := naiveQuota(w.r.Plan.Stages[j.Stage-1], w.r.Targets) + w.r.Stages[j.Stage-1].Extra
-		if _, ok := ev.(Asked); !ok || before.State != Running || before.Room() < 1 || granted > quota || flying > w.r.Plan.MaxInFlight {
+		if _, ok := ev.(Asked); !ok || before.State != Running || before.Room(w.at, nil) < 1 || granted > quota || flying > w.r.Plan.MaxInFlight {
 			t.Fatalf("%T granted %s in %s: %d of %d granted, %d in flight", ev, d, before.State, granted, quota, flying)
 		}
 		if !j.Deadline.Equal(w.at.Add(w.r.Plan.DeviceTimeout)) {
@@ -288,7 +288,7 @@ func TestStagesAgainstTwin(t *testing.T) {
 						left++
 					}
 				}
-				for _, d := range w.order(Granted) {
+				for _, d := range w.order(Offered) {
 					w.succeed(d)
 				}
 				w.tick(left)

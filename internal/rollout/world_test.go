@@ -30,7 +30,7 @@ type world struct {
 	jobs    map[fleet.DeviceID]Job
 	history []Decision
 	alerts  []string
-	grants  map[fleet.DeviceID]time.Time // the deadline of each grant ever returned
+	grants  map[string]time.Time // the deadline of each grant ever returned, by attempt
 }
 
 // deviceID names the nth device of a test.
@@ -39,16 +39,16 @@ func deviceID(n int) fleet.DeviceID { return fleet.DeviceID(fmt.Sprintf("d%d", n
 // draft returns a world with n targets and the plan p.
 func draft(t fataler, n int, p Plan) *world {
 	t.Helper()
-	r, err := New("r1", release, p, "ada", epoch)
+	r, err := New(Spec{ID: "r1", Release: release, Plan: p, By: "ada"}, epoch)
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}
-	w := &world{t: t, at: epoch, r: r, jobs: map[fleet.DeviceID]Job{}, grants: map[fleet.DeviceID]time.Time{}}
+	w := &world{t: t, at: epoch, r: r, jobs: map[fleet.DeviceID]Job{}, grants: map[string]time.Time{}}
 	ids := make([]fleet.DeviceID, n)
 	for i := range ids {
 		ids[i] = deviceID(i)
 	}
-	w.must(Added{At: w.at, Devices: ids})
+	w.must(Added{At: w.at, Targets: targets(ids...)})
 	return w
 }
 
@@ -78,14 +78,18 @@ func (w *world) rows(ev Event) []Job {
 	}
 	switch ev := ev.(type) {
 	case Added:
-		return all(func(j Job) bool { return slices.Contains(ev.Devices, j.Device) })
+		return all(func(j Job) bool {
+			return slices.ContainsFunc(ev.Targets, func(t Target) bool { return t.Device == j.Device })
+		})
 	case AbortedBy:
 		return all(func(j Job) bool { return j.State.InFlight() })
 	case Swept:
 		jobs := all(func(j Job) bool { return !j.State.Finished() })
 		return jobs[:min(len(jobs), 7)]
 	case Ticked:
-		return all(func(j Job) bool { return j.State.InFlight() && !j.Deadline.After(ev.At) })
+		return all(func(j Job) bool {
+			return (j.State.InFlight() || j.State == Waiting) && (!j.Deadline.After(ev.At) || j.GrantedAt.After(ev.At.Add(time.Minute)))
+		})
 	case Asked:
 		return one(ev.Device)
 	case Reported:
@@ -96,6 +100,10 @@ func (w *world) rows(ev Event) []Job {
 		return one(ev.Device)
 	case Excluded:
 		return one(ev.Device)
+	case Unhealthy:
+		return one(ev.Device)
+	case RetriedBy:
+		return all(func(j Job) bool { return j.State.Failure() })
 	}
 	return nil
 }
@@ -131,10 +139,11 @@ func (w *world) step(ev Event) ([]Effect, error) {
 		case Alert:
 			w.alerts = append(w.alerts, f.Text)
 		case Grant:
-			if first, ok := w.grants[f.Device]; ok && !first.Equal(f.Deadline) {
-				w.t.Fatalf("%s was granted until %v, then until %v", f.Device, first, f.Deadline)
+			attempt := fmt.Sprint(f.Device, "/", w.jobs[f.Device].Attempts, w.jobs[f.Device].GrantedAt)
+			if first, ok := w.grants[attempt]; ok && !first.Equal(f.Deadline) {
+				w.t.Fatalf("%s was granted until %v, then until %v", attempt, first, f.Deadline)
 			}
-			w.grants[f.Device] = f.Deadline
+			w.grants[attempt] = f.Deadline
 		}
 	}
 	return fx, nil
@@ -312,3 +321,10 @@ func (p Plan) with(f func(*Plan)) Plan { f(&p); return p }
 func tolerate(n int) func(*Plan) { return func(p *Plan) { p.MaxFailures = n } }
 
 func soak(d time.Duration) func(*Plan) { return func(p *Plan) { p.Soak = d } }
+
+func targets(ids ...fleet.DeviceID) (ts []Target) {
+	for _, d := range ids {
+		ts = append(ts, Target{Device: d})
+	}
+	return ts
+}

@@ -121,15 +121,19 @@ func publish(dir string, catalog *ota.Catalog) (firmware.Release, error) {
 func grantAll(db *bolt.DB, rel firmware.Release, devices int) error {
 	at := time.Now()
 	plan := rollout.Plan{Stages: []rollout.Stage{{Percent: 100}}, MaxInFlight: max(1, devices)}
-	r, err := rollout.New("bench", rollout.Release{Product: rel.Product, Version: string(rel.Version), Image: rel.ImageHash}, plan, "bench", at)
+	r, err := rollout.New(rollout.Spec{
+		ID: "bench", Release: rollout.Release{Product: rel.Product, Version: string(rel.Version), Image: rel.ImageHash}, Plan: plan, By: "bench",
+	}, at)
 	if err != nil {
 		return err
 	}
 	var ids []fleet.DeviceID
+	var targets []rollout.Target
 	for i := range devices {
 		ids = append(ids, deviceID(i))
+		targets = append(targets, rollout.Target{Device: deviceID(i)})
 	}
-	events := []rollout.Event{rollout.Added{At: at, Devices: ids}, rollout.Started{At: at, Who: "bench"}}
+	events := []rollout.Event{rollout.Added{At: at, Targets: targets}, rollout.Started{At: at, Who: "bench"}}
 	for _, id := range ids {
 		events = append(events, rollout.Asked{At: at, Device: id})
 	}
