@@ -44,6 +44,11 @@ var Table = map[string]Row{
 	"internal/wire":      {Core, []string{"internal/fleet"}, "topics and payloads"},
 	"internal/admission": {Core, []string{"internal/fleet", "internal/wire"}, "who may enter the broker; topics are wire's"},
 
+	"internal/esp":            {Core, []string{"internal/fleet"}, "what the ESP32 formats share: chips and findings"},
+	"internal/esp/image":      {Core, []string{"internal/esp", "internal/fleet"}, "application and bootloader images"},
+	"internal/esp/secureboot": {Core, []string{"internal/esp", "internal/esp/image", "internal/fleet"}, "signature sectors; the message ends where the image does"},
+	"internal/esp/partition":  {Core, []string{"internal/esp", "internal/fleet"}, "partition tables and otadata"},
+
 	"internal/access":    {UseCase, []string{"internal/fleet"}, "operators"},
 	"internal/downlink":  {UseCase, []string{"internal/fleet", "internal/wire"}, "outbox to broker"},
 	"internal/uplink":    {UseCase, []string{"internal/fleet", "internal/wire"}, "queue to store"},
