@@ -64,9 +64,41 @@ type Status struct {
 	Hardware      string    `json:"hardware,omitempty"`
 	Chip          string    `json:"chip,omitempty"`
 	SecureVersion uint32    `json:"secure_version,omitempty"`
+	ChipRevision  int       `json:"chip_revision,omitempty"` // silicon revision × 100, as ESP-IDF counts: v3.1 is 301; 0 = unknown
 	Boot          string    `json:"boot,omitempty"`
 	Buffer        int       `json:"buffer,omitempty"` // bytes; 0 = unknown
 
+	Previous              Hash   `json:"previous,omitempty"` // image in the other slot: what boot-previous-slot would start
+	PreviousSecureVersion uint32 `json:"previous_secure_version,omitempty"`
+
+	// Boots and Sessions are the newest ones, oldest first: what an update is judged by (at most MaxBoots, MaxSessions).
+	Boots    []Boot      `json:"boots,omitempty"`
+	Sessions []time.Time `json:"sessions,omitempty"`
+
 	State   json.RawMessage `json:"state,omitempty"` // merged up/state documents
 	StateAt time.Time       `json:"state_at,omitzero"`
+}
+
+// Boot is why a device started, as its hello said.
+type Boot struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
+}
+
+// Bounds of what a Status remembers.
+const (
+	MaxBoots    = 8
+	MaxSessions = 32
+)
+
+// Booted notes a boot.
+func (s *Status) Booted(at time.Time, reason string) {
+	s.Boots = append(s.Boots, Boot{at, reason})
+	s.Boots = s.Boots[max(0, len(s.Boots)-MaxBoots):]
+}
+
+// Began notes a session.
+func (s *Status) Began(at time.Time) {
+	s.Sessions = append(s.Sessions, at)
+	s.Sessions = s.Sessions[max(0, len(s.Sessions)-MaxSessions):]
 }

@@ -22,6 +22,9 @@ func (inv *Inventory) Hello(tx Tx, at time.Time, vhost string, id fleet.DeviceID
 	s.LastSeen, s.HelloAt, s.Vhost = at, at, vhost
 	s.Version, s.Image, s.Hardware, s.Chip = h.Version, h.Image, h.Hardware, h.Chip
 	s.SecureVersion, s.Boot, s.Buffer = h.SecureVersion, h.Boot, h.Buffer
+	if h.Boot != "" {
+		s.Booted(at, h.Boot)
+	}
 	return tx.PutStatus(s)
 }
 
@@ -106,6 +109,9 @@ func (inv *Inventory) Connected(tx Tx, s Session) error {
 		return nil // an older event that came late
 	}
 	st.Online, st.ConnectedAt, st.Vhost, st.Peer, st.Serial, st.Connection = true, s.At, s.Vhost, s.Peer, s.Serial, s.Connection
+	if n := len(st.Sessions); n == 0 || st.Sessions[n-1].Before(s.At) {
+		st.Began(s.At)
+	}
 	if s.Serial != "" {
 		st.LastSerial = s.Serial
 	}
