@@ -48,6 +48,9 @@ var Table = map[string]Row{
 	"internal/esp/image":      {Core, []string{"internal/esp", "internal/fleet"}, "application and bootloader images"},
 	"internal/esp/secureboot": {Core, []string{"internal/esp", "internal/esp/image", "internal/fleet"}, "signature sectors; the message ends where the image does"},
 	"internal/esp/partition":  {Core, []string{"internal/esp", "internal/fleet"}, "partition tables and otadata"},
+	"internal/esp/xts":        {Core, []string{"internal/fleet"}, "the cipher that flash encryption and NVS share"},
+	"internal/esp/flashcrypt": {Core, []string{"internal/esp", "internal/esp/xts", "internal/fleet"}, "flash encryption"},
+	"internal/esp/nvs":        {Core, []string{"internal/esp", "internal/esp/xts", "internal/fleet"}, "NVS partitions and their keys"},
 
 	"internal/access":    {UseCase, []string{"internal/fleet"}, "operators"},
 	"internal/downlink":  {UseCase, []string{"internal/fleet", "internal/wire"}, "outbox to broker"},
