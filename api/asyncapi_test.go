@@ -130,7 +130,7 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 	root := doc(t)
 	want := map[string]int{
 		"max-payload": wire.MaxPayload, "max-text": wire.MaxText, "max-depth": wire.MaxDepth, "max-csr": wire.MaxCSR,
-		"quiet-budget": wire.QuietBudget, "max-topic": wire.MaxTopicLen, "max-slices": wire.MaxSlices,
+		"quiet-budget": wire.QuietBudget, "max-topic": wire.MaxTopicLen, "max-slices": wire.MaxSlices, "max-spread": wire.MaxSpread,
 	}
 	got := at(t, root, root, "x-muster-limits").(map[string]any)
 	for name, n := range want {

@@ -24,6 +24,12 @@ const (
 	QuietBudget = 150      // payload that every real client can receive (esp32.md §7)
 )
 
+// MaxSpread is the longest OTAOffer.Spread, in seconds.
+const MaxSpread = 900
+
+// maxRevision bounds Hello.Revision: ESP-IDF keeps it in 16 bits.
+const maxRevision = 1<<16 - 1
+
 // Hello is the first message of each session. Field names are short because PubSubClient's whole packet must fit 256
 // bytes (esp32.md §7).
 type Hello struct {
@@ -35,6 +41,11 @@ type Hello struct {
 	Boot          string       `json:"boot,omitzero"` // why the device started
 	Serial        fleet.Serial `json:"ser,omitzero"`  // certificate in use; empty on the fallback
 	Buffer        int          `json:"buf,omitzero"`  // largest MQTT packet it can receive, bytes; 0 = unknown
+	Revision      int          `json:"rev,omitzero"`  // silicon revision × 100, as ESP-IDF counts: v3.1 is 301; 0 = unknown
+
+	// What boot-previous-slot would start. A device whose packet has no room for it leaves both out.
+	Previous              fleet.Hash `json:"prev,omitzero"` // image hash in the passive OTA slot
+	PreviousSecureVersion uint32     `json:"psv,omitzero"`  // secure version of that image
 }
 
 // OTAStep is how far a device is with an update.
@@ -46,6 +57,8 @@ const (
 	StepDownloading OTAStep = "downloading"
 	StepDownloaded  OTAStep = "downloaded"
 	StepInstalled   OTAStep = "installed" // written and selected; the device restarts next
+	StepRebooting   OTAStep = "rebooting" // restarts now
+	StepVerifying   OTAStep = "verifying" // the new image runs and tests itself; the bootloader still goes back if it fails
 	StepFailed      OTAStep = "failed"
 	StepRejected    OTAStep = "rejected"
 	StepRolledBack  OTAStep = "rolled-back"
@@ -67,13 +80,17 @@ type CertReport struct {
 }
 
 // OTAOffer is the doorbell of an update: what to fetch and how to check it. It fits QuietBudget for job ids of up to
-// 24 bytes.
+// 24 bytes (fleet.MaxRolloutIDLen) and versions of 8.
 type OTAOffer struct {
 	Job     fleet.RolloutID `json:"job"`
 	Version string          `json:"v"`
 	Size    int64           `json:"n"`   // bytes
 	SHA256  []byte          `json:"sha"` // 32 bytes, base64 on the wire
 	Path    string          `json:"p"`   // on the device API, port 8443 (or 8444 from the fallback)
+
+	// Spread is how long, in seconds, the device waits at most before it fetches: it picks the time at random, so that
+	// those that got the offer together do not fetch together. At most MaxSpread; 0 = at once.
+	Spread int `json:"in,omitzero"`
 }
 
 // CertOp says what a message on dn/cert asks for.
@@ -116,6 +133,12 @@ const (
 type Cmd struct {
 	Op   CmdOp `json:"op"`
 	Time int64 `json:"t,omitzero"` // CmdHello: Unix seconds; most devices have no clock
+
+	// CmdPrevious, both or neither: the rollout to which the device reports on up/ota, and the image hash that the passive
+	// slot must hold, 32 bytes, base64 on the wire. A device that runs that image already has nothing to do; one whose
+	// passive slot holds another, or one whose secure version is below the eFuse counter, says rejected.
+	Job   fleet.RolloutID `json:"job,omitzero"`
+	Image []byte          `json:"img,omitempty"`
 }
 
 // strict is how everything from outside is read: no unknown or duplicate names, exact case, valid UTF-8 (faults.md §7.2).
@@ -193,6 +216,14 @@ func DecodeHello(b []byte) (Hello, error) {
 			return Hello{}, notPlain("hello", m.name)
 		}
 	}
+	if h.Revision < 0 || h.Revision > maxRevision {
+		return Hello{}, fleet.Errorf(fleet.Invalid, "hello: rev is not between 0 and %d", maxRevision)
+	}
+	if h.Previous != "" {
+		if _, err := fleet.ParseHash(string(h.Previous)); err != nil {
+			return Hello{}, fleet.Wrap(fleet.Invalid, err, "hello: prev is not 64 lower-case hex digits")
+		}
+	}
 	if h.Buffer < 0 || h.Buffer > 1<<20 {
 		return Hello{}, fleet.Errorf(fleet.Invalid, "hello: buf is not between 0 and %d", 1<<20)
 	}
@@ -209,7 +240,7 @@ func DecodeOTA(b []byte) (OTAReport, error) {
 		return OTAReport{}, fleet.Wrap(fleet.Invalid, err, "ota: job is not a job id")
 	}
 	switch r.Step {
-	case StepAccepted, StepDownloading, StepDownloaded, StepInstalled, StepFailed, StepRejected, StepRolledBack:
+	case StepAccepted, StepDownloading, StepDownloaded, StepInstalled, StepRebooting, StepVerifying, StepFailed, StepRejected, StepRolledBack:
 	default:
 		return OTAReport{}, fleet.Errorf(fleet.Invalid, "ota: step is none of those in api/asyncapi.yaml")
 	}
@@ -292,6 +323,8 @@ func DecodeOffer(b []byte) (OTAOffer, error) {
 		return OTAOffer{}, fleet.Errorf(fleet.Invalid, "ota: sha does not have 32 bytes")
 	case !strings.HasPrefix(o.Path, "/") || strings.HasPrefix(o.Path, "//") || !plainText(o.Path) || strings.ContainsAny(o.Path, ` \`):
 		return OTAOffer{}, fleet.Errorf(fleet.Invalid, "ota: p is not an absolute path of at most %d bytes", MaxText)
+	case o.Spread < 0 || o.Spread > MaxSpread:
+		return OTAOffer{}, fleet.Errorf(fleet.Invalid, "ota: in is not between 0 and %d seconds", MaxSpread)
 	}
 	return o, nil
 }
@@ -337,12 +370,38 @@ func DecodeCmd(b []byte) (Cmd, error) {
 	if c.Time < 0 {
 		return Cmd{}, fleet.Errorf(fleet.Invalid, "cmd: t is not a time after 1970")
 	}
+	if c.Job == "" && len(c.Image) == 0 {
+		return c, nil
+	}
+	if c.Op != CmdPrevious {
+		return Cmd{}, fleet.Errorf(fleet.Invalid, "cmd: job and img belong to %s alone", CmdPrevious)
+	}
+	if _, err := fleet.ParseRolloutID(string(c.Job)); err != nil {
+		return Cmd{}, fleet.Wrap(fleet.Invalid, err, "cmd: job is not a job id")
+	}
+	if len(c.Image) != 32 {
+		return Cmd{}, fleet.Errorf(fleet.Invalid, "cmd: img does not have 32 bytes")
+	}
 	return c, nil
 }
 
 // Encode writes any message of this package.
 func Encode[T Hello | OTAReport | CertReport | OTAOffer | CertOrder | Cmd](v T) []byte {
 	return encode(v)
+}
+
+// Within writes the offer for a budget of so many bytes: a spread that makes it too long is shortened by a digit or more,
+// and left out in the end. The result can still be longer than the budget where all else is.
+func (o OTAOffer) Within(budget int) []byte {
+	b := encode(o)
+	for _, most := range [...]int{99, 9, 0} {
+		if len(b) <= budget {
+			break
+		}
+		o.Spread = min(o.Spread, most)
+		b = encode(o)
+	}
+	return b
 }
 
 // HelloAnswer is what muster answers to a hello at time at.

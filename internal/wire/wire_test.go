@@ -82,11 +82,34 @@ func TestMessagesOverTheirLimitAreRefusedBeforeParsing(t *testing.T) {
 
 func TestOfferFitsTheSmallestClient(t *testing.T) {
 	sum := sha256.Sum256([]byte("image"))
-	b := wire.Encode(wire.OTAOffer{Job: fleet.RolloutID(strings.Repeat("r", 24)), Version: "12.34.56", Size: 16 << 20, SHA256: sum[:], Path: "/f/9f86d081884c7d65"})
-	if len(b) > wire.QuietBudget {
-		t.Fatalf("%d bytes: %s", len(b), b)
+	job := fleet.RolloutID(strings.Repeat("r", fleet.MaxRolloutIDLen))
+	for _, b := range [][]byte{
+		wire.OTAOffer{Job: job, Version: "12.34.56", Size: 16 << 20, SHA256: sum[:], Path: "/fw/9f86d081884c7d65", Spread: wire.MaxSpread}.Within(wire.QuietBudget),
+		wire.Encode(wire.Cmd{Op: wire.CmdPrevious, Job: job, Image: sum[:]}),
+	} {
+		if len(b) > wire.QuietBudget {
+			t.Errorf("%d bytes: %s", len(b), b)
+		}
+		t.Logf("%d of %d bytes", len(b), wire.QuietBudget)
 	}
-	t.Logf("%d of %d bytes", len(b), wire.QuietBudget)
+}
+
+func TestOfferGivesUpItsSpreadBeforeItsPlace(t *testing.T) {
+	offer := wire.OTAOffer{Job: "r1", Version: "1.1.0", Size: 1 << 20, SHA256: make([]byte, 32), Path: "/fw/9f86d081884c7d65", Spread: 600}
+	whole := len(wire.Encode(offer))
+	for _, c := range []struct{ less, spread int }{{0, 600}, {1, 99}, {2, 9}, {3, 0}, {8, 0}} {
+		b := offer.Within(whole - c.less)
+		got, err := wire.DecodeOffer(b)
+		if err != nil || got.Spread != c.spread || len(b) > whole-c.less {
+			t.Errorf("%d bytes less: %d bytes, spread %d, %v; want %d", c.less, len(b), got.Spread, err, c.spread)
+		}
+		if got.Spread = offer.Spread; !reflect.DeepEqual(got, offer) {
+			t.Errorf("%d bytes less: more than the spread was given up: %s", c.less, b)
+		}
+	}
+	if b := offer.Within(50); !bytes.Equal(b, wire.Encode(wire.OTAOffer{Job: "r1", Version: "1.1.0", Size: 1 << 20, SHA256: make([]byte, 32), Path: "/fw/9f86d081884c7d65"})) {
+		t.Errorf("%s", b)
+	}
 }
 
 // PubSubClient 2.8 publishes what fits 7 bytes of header, topic and payload into its 256-byte buffer (esp32.md §7).
