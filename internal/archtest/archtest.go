@@ -26,6 +26,7 @@ type Row struct {
 var Pure = map[string]string{
 	"github.com/go-json-experiment/json": "strict JSON (duplicate names, exact case, UTF-8) without I/O; becomes encoding/json/v2",
 	"github.com/go-jose/go-jose/v4":      "JWS; computes only, its key sets are never fetched",
+	"cel.dev/cel-go":                     "expressions over values that are given; evaluates only, with a cost limit",
 	"github.com/robfig/cron/v3":          "only its parser, for windows; nothing is started",
 	"golang.org/x/mod/semver":            "order of versions, pure functions on strings",
 	"github.com/Masterminds/semver/v3":   "order of versions, pure functions on strings",
@@ -40,6 +41,7 @@ var Table = map[string]Row{
 
 	"internal/pki":       {Core, []string{"internal/fleet"}, "life of a certificate"},
 	"internal/firmware":  {Core, []string{"internal/fleet"}, "manifest, versions, compatibility"},
+	"internal/target":    {Core, []string{"internal/firmware", "internal/fleet"}, "which devices a rollout is for"},
 	"internal/rollout":   {Core, []string{"internal/fleet"}, "stages, gates, grants"},
 	"internal/wire":      {Core, []string{"internal/fleet"}, "topics and payloads"},
 	"internal/admission": {Core, []string{"internal/fleet", "internal/wire"}, "who may enter the broker; topics are wire's"},
@@ -59,7 +61,7 @@ var Table = map[string]Row{
 	"internal/enroll":    {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "certificates; says so to devices by the outbox"},
 	"internal/recovery":  {UseCase, []string{"internal/access", "internal/downlink", "internal/enroll", "internal/fleet", "internal/pki", "internal/wire"}, "an enrolment by another door, so it uses enroll"},
 	"internal/ota":       {UseCase, []string{"internal/access", "internal/firmware", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
-	"internal/dispatch":  {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/rollout", "internal/wire"}, "drives rollouts"},
+	"internal/dispatch":  {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/rollout", "internal/target", "internal/wire"}, "drives rollouts"},
 
 	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink", "internal/wire"}, "keeps the records of the core and of the use cases"},
 	"internal/store/storetest":   {Adapter, []string{"internal/store/bolt"}, "a checked store for tests"},

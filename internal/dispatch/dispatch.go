@@ -6,6 +6,7 @@ package dispatch
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
+	"muster/internal/target"
 	"muster/internal/wire"
 )
 
@@ -24,27 +26,40 @@ type Tx interface {
 	Status(fleet.DeviceID) (fleet.Status, error)
 	Online(fleet.DeviceID) bool
 	Release(fleet.ProductID, firmware.Version) (firmware.Release, error)
+	Releases(fleet.ProductID) ([]firmware.Release, error)
 
 	Rollout(fleet.RolloutID) (rollout.Rollout, error)
 	PutRollout(rollout.Rollout) error
 	Rollouts() ([]rollout.Rollout, error)
+	LiveRollouts() ([]fleet.RolloutID, error)
+	DynamicRollouts() ([]fleet.RolloutID, error)
+	Joins(limit int) ([]fleet.DeviceID, error)
+	DropJoin(fleet.DeviceID) error
+
 	Job(fleet.RolloutID, fleet.DeviceID) (rollout.Job, bool, error)
 	PutJob(rollout.Job) error
 	Jobs(id fleet.RolloutID, after fleet.DeviceID, limit int) ([]rollout.Job, error)
-	PendingJobs(id fleet.RolloutID, afterRank uint64, afterDevice fleet.DeviceID, limit int) ([]rollout.Job, error)
+	PendingJobs(id fleet.RolloutID, limit int) ([]rollout.Job, error)
+	Ready(id fleet.RolloutID, ring int, f func(rollout.Job) (bool, error)) error
 	DueJobs(id fleet.RolloutID, at time.Time, limit int) ([]rollout.Job, error)
+	RewoundJobs(id fleet.RolloutID, at time.Time, limit int) ([]rollout.Job, error)
 	JobsInFlight(id fleet.RolloutID, limit int) ([]rollout.Job, error)
 	NextDeadline(fleet.RolloutID) (time.Time, bool, error)
+	OpenJobs(fleet.DeviceID) ([]rollout.Job, error)
 	ActiveJob(fleet.DeviceID) (rollout.Job, bool, error)
 	LatestJob(fleet.DeviceID) (rollout.Job, bool, error)
+	Site(id fleet.RolloutID, site string) (targets, disrupted int, err error)
+	Penalty(fleet.DeviceID) (rollout.Penalty, error)
+	PutPenalty(fleet.DeviceID, rollout.Penalty) error
 	AddDecision(fleet.RolloutID, rollout.Decision) error
 	Decisions(fleet.RolloutID) ([]rollout.Decision, error)
+	DecisionsAfter(id fleet.RolloutID, seq uint64, f func(seq uint64, d rollout.Decision) bool) error
 
 	Enqueue(downlink.Entry) error
 	Audit(access.Entry) error
 }
 
-// Config of a Dispatcher. All fields but Crash are needed.
+// Config of a Dispatcher. All fields but Penalty, Approval, Refusal and Crash are needed.
 type Config struct {
 	Update func(context.Context, func(Tx) error) error
 	View   func(context.Context, func(Tx) error) error
@@ -54,6 +69,12 @@ type Config struct {
 	// Committed is called after a transaction that may have put something into the outbox. It must not block.
 	Committed func()
 	Log       *slog.Logger
+	// Penalty keeps devices out that fail again and again; zero: none.
+	Penalty rollout.PenaltyRule
+	// Approval asks for it in every plan.
+	Approval bool
+	// Refusal tells why the broker last refused a device, if it did; may be nil.
+	Refusal func(fleet.DeviceID) (why string, at time.Time, ok bool)
 	// Crash is called at named points, for tests that end the process there; nil in production.
 	Crash func(point string)
 }
@@ -63,8 +84,12 @@ type Dispatcher struct {
 	c    Config
 	kick chan struct{} // capacity 1: a rollout may be able to go on
 
-	mu   sync.Mutex
-	wake map[fleet.RolloutID]time.Time // hints from the last step
+	mu       sync.Mutex
+	wake     map[fleet.RolloutID]time.Time // hints from the last step
+	scanned  map[fleet.RolloutID]time.Time // when it makes sense to look again for devices that may be granted
+	compared map[fleet.RolloutID]time.Time // when the control group was last counted
+	exprs    map[string]*target.Expr       // compiled, by text
+	zones    map[string]*time.Location     // looked up, by name; nil for an unknown one
 }
 
 // New returns a Dispatcher.
@@ -72,7 +97,10 @@ func New(c Config) *Dispatcher {
 	if c.Crash == nil {
 		c.Crash = func(string) {}
 	}
-	return &Dispatcher{c: c, kick: make(chan struct{}, 1), wake: map[fleet.RolloutID]time.Time{}}
+	return &Dispatcher{
+		c: c, kick: make(chan struct{}, 1), wake: map[fleet.RolloutID]time.Time{}, scanned: map[fleet.RolloutID]time.Time{},
+		compared: map[fleet.RolloutID]time.Time{}, exprs: map[string]*target.Expr{}, zones: map[string]*time.Location{},
+	}
 }
 
 // Kick tells Run that something happened. It never blocks.
@@ -107,29 +135,58 @@ func (d *Dispatcher) apply(tx Tx, r rollout.Rollout, jobs []rollout.Job, ev roll
 			}
 		}
 	}
+	if err := d.punish(tx, jobs, rows); err != nil {
+		return r, nil, err
+	}
 	d.c.Crash("in-tx")
 	for _, fx := range effects {
-		if err := d.carry(tx, r.ID, ev, fx); err != nil {
+		if err := d.carry(tx, next, ev, fx); err != nil {
 			return r, nil, err
 		}
+	}
+	if next.Undoes != "" && next.State.Final() && !r.State.Final() {
+		return next, effects, d.tellParent(tx, next.StateAt, next)
 	}
 	return next, effects, nil
 }
 
-// carry stores one effect: history, outbox, hints.
-func (d *Dispatcher) carry(tx Tx, id fleet.RolloutID, ev rollout.Event, fx rollout.Effect) error {
+// carry stores one effect: history, outbox, hints, and the rollout that undoes this one.
+func (d *Dispatcher) carry(tx Tx, r rollout.Rollout, ev rollout.Event, fx rollout.Effect) error {
 	switch fx := fx.(type) {
 	case rollout.Decision:
-		d.c.Log.Info("rollout", "rollout", id, "decision", fx.Code, "state", fx.To, "why", fx.Text)
-		return tx.AddDecision(id, fx)
+		d.c.Log.Info("rollout", "rollout", r.ID, "decision", fx.Code, "state", fx.To, "why", fx.Text)
+		return tx.AddDecision(r.ID, fx)
 	case rollout.Alert:
-		d.c.Log.Warn("rollout needs attention", "rollout", id, "why", fx.Text)
+		d.c.Log.Warn("rollout needs attention", "rollout", r.ID, "why", fx.Text)
 	case rollout.Grant:
-		return d.offer(tx, at(ev), fx.Device, id)
+		return d.offer(tx, at(ev), fx.Device, r.ID)
 	case rollout.WakeAt:
-		d.hint(id, fx.At)
+		d.hint(r.ID, fx.At)
+	case rollout.RollBack:
+		return d.takeBack(tx, r)
 	}
 	return nil // Withdraw needs no word: what was granted is no longer served. Refuse is for who asked.
+}
+
+// punish notes failed attempts, so that a device that keeps failing is left alone for a while.
+func (d *Dispatcher) punish(tx Tx, before, after []rollout.Job) error {
+	if d.c.Penalty.Failures == 0 {
+		return nil
+	}
+	for _, j := range after {
+		i := slices.IndexFunc(before, func(b rollout.Job) bool { return b.Device == j.Device })
+		if i < 0 || !before[i].State.InFlight() || !j.State.Failure() && j.Last == "" {
+			continue
+		}
+		p, err := tx.Penalty(j.Device)
+		if err != nil {
+			return err
+		}
+		if err := tx.PutPenalty(j.Device, d.c.Penalty.Failed(p, j.StateAt)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // at returns when an event that can grant happened.
@@ -159,49 +216,4 @@ func (d *Dispatcher) hint(id fleet.RolloutID, at time.Time) {
 	if have, ok := d.wake[id]; !ok || at.Before(have) {
 		d.wake[id] = at
 	}
-}
-
-// Report takes what a device says about its job. A job that it does not have changes nothing.
-func (d *Dispatcher) Report(tx Tx, at time.Time, dev fleet.DeviceID, rep wire.OTAReport) error {
-	j, ok, err := tx.Job(rep.Job, dev)
-	if err != nil || !ok {
-		return err
-	}
-	r, err := tx.Rollout(rep.Job)
-	if err != nil {
-		return err
-	}
-	_, _, err = d.apply(tx, r, []rollout.Job{j}, rollout.Reported{
-		At: at, Device: dev, Report: rollout.Report(rep.Step), Percent: rep.Percent, Text: rep.Error,
-	})
-	return err
-}
-
-// Hello takes the evidence of a new session: which image the device runs. It is the only proof of success, and it brings
-// the offer again to a device whose job is open.
-func (d *Dispatcher) Hello(tx Tx, at time.Time, vhost string, dev fleet.DeviceID, h wire.Hello) error {
-	j, ok, err := tx.LatestJob(dev)
-	if err != nil || !ok {
-		return err
-	}
-	r, err := tx.Rollout(j.Rollout)
-	if err != nil {
-		return err
-	}
-	var ev rollout.Event = rollout.Reverted{At: at, Device: dev, Session: at}
-	// A session on the fallback may show what runs, but not that the image can do mutual TLS: it proves no success.
-	if h.Image == r.Release.Image {
-		if vhost != wire.VhostDevices {
-			return nil
-		}
-		ev = rollout.Confirmed{At: at, Device: dev, Session: at}
-	}
-	if _, _, err := d.apply(tx, r, []rollout.Job{j}, ev); err != nil {
-		return err
-	}
-	j, ok, err = tx.ActiveJob(dev)
-	if err != nil || !ok {
-		return err
-	}
-	return tx.Enqueue(downlink.Entry{Device: dev, Vhost: vhost, Kind: downlink.OTA, Ref: string(j.Rollout), At: at})
 }

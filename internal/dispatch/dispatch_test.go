@@ -49,6 +49,8 @@ func open(t testing.TB, db *bolt.DB, crash func(string)) *world {
 	return w
 }
 
+func (w *world) clock() time.Time { return w.now }
+
 func (w *world) update(f func(*bolt.Tx) error) {
 	w.t.Helper()
 	if err := w.db.Update(context.Background(), f); err != nil {
@@ -87,7 +89,7 @@ func (w *world) create(id fleet.RolloutID, p rollout.Plan) {
 func (w *world) pass(after time.Duration) rollout.Rollout {
 	w.t.Helper()
 	w.now = w.now.Add(after)
-	if _, err := w.d.Pass(context.Background(), w.now); err != nil {
+	if _, err := w.d.Pass(context.Background(), w.clock); err != nil {
 		w.t.Fatal(err)
 	}
 	return w.get("r")

@@ -2,9 +2,9 @@ package dispatch
 
 import (
 	"context"
+	"slices"
 	"time"
 
-	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
 )
@@ -39,7 +39,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 		}
-		next, err := d.Pass(ctx, time.Now())
+		next, err := d.Pass(ctx, time.Now)
 		if err != nil && ctx.Err() == nil {
 			d.c.Log.Error("rollouts could not be driven; trying again", "error", err)
 		}
@@ -47,28 +47,27 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 }
 
-// Pass does all that is due at time at, for every rollout, and returns when to look again. One rollout's failure does
-// not stop the others; the first error is returned.
-func (d *Dispatcher) Pass(ctx context.Context, at time.Time) (next time.Time, err error) {
-	next = at.Add(idle)
+// Pass does all that is due, for every rollout, and returns when to look again. clock is read in each transaction. One
+// rollout's failure does not stop the others; the first error is returned.
+func (d *Dispatcher) Pass(ctx context.Context, clock func() time.Time) (next time.Time, err error) {
+	next = clock().Add(idle)
+	if err := d.join(ctx, clock); err != nil {
+		return next, err
+	}
 	var ids []fleet.RolloutID
-	err = d.c.View(ctx, func(tx Tx) error {
-		all, err := tx.Rollouts()
-		for _, r := range all {
-			if r.State != rollout.Draft && (!r.State.Final() || r.Sweep != "") {
-				ids = append(ids, r.ID)
-			}
-		}
+	err = d.c.View(ctx, func(tx Tx) (err error) {
+		ids, err = tx.LiveRollouts()
 		return err
 	})
 	if err != nil {
 		return next, err
 	}
+	d.forget(ids)
 	for _, id := range ids {
 		d.mu.Lock()
 		delete(d.wake, id)
 		d.mu.Unlock()
-		if e := d.drive(ctx, at, id); e != nil && err == nil {
+		if e := d.drive(ctx, clock, id); e != nil && err == nil {
 			err = e
 		}
 		d.mu.Lock()
@@ -83,22 +82,41 @@ func (d *Dispatcher) Pass(ctx context.Context, at time.Time) (next time.Time, er
 	return next, err
 }
 
-// drive brings one rollout as far as it can go at time at, in transactions of bounded size.
-func (d *Dispatcher) drive(ctx context.Context, at time.Time, id fleet.RolloutID) error {
+// forget drops what is remembered of rollouts that are over.
+func (d *Dispatcher) forget(live []fleet.RolloutID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range []map[fleet.RolloutID]time.Time{d.wake, d.scanned, d.compared} {
+		for id := range m {
+			if !slices.Contains(live, id) {
+				delete(m, id)
+			}
+		}
+	}
+}
+
+// drive brings one rollout as far as it can go now, in transactions of bounded size. Each has its own time: what others
+// stored meanwhile must not lie in its future.
+func (d *Dispatcher) drive(ctx context.Context, clock func() time.Time, id fleet.RolloutID) error {
 	// A stage that opens makes room for grants, and those may fill it, so look again until nothing changes. Each round
 	// that changes something is bounded by the number of rows.
 	for ctx.Err() == nil {
 		d.c.Crash("before-tx")
-		var changed bool
+		var changed, filling bool
 		err := d.c.Update(ctx, func(tx Tx) error {
+			at := clock()
 			r, err := tx.Rollout(id)
 			if err != nil {
 				return err
 			}
 			before := r.Rev
-			if r.Sweep != "" {
+			switch {
+			case r.Filling:
+				filling = true
+				return nil
+			case r.Sweep != "":
 				r, err = d.sweep(tx, at, r)
-			} else if !r.State.Final() {
+			case !r.State.Final() && r.State != rollout.Draft:
 				r, err = d.judgeAndGrant(tx, at, r)
 			}
 			changed = r.Rev != before
@@ -108,6 +126,9 @@ func (d *Dispatcher) drive(ctx context.Context, at time.Time, id fleet.RolloutID
 			return err
 		}
 		d.c.Crash("after-commit")
+		if filling {
+			return d.goOnFilling(ctx, clock, id)
+		}
 		if !changed {
 			return nil
 		}
@@ -121,7 +142,7 @@ func (d *Dispatcher) sweep(tx Tx, at time.Time, r rollout.Rollout) (rollout.Roll
 	if err != nil {
 		return r, err
 	}
-	pending, err := tx.PendingJobs(r.ID, 0, "", sweepBatch)
+	pending, err := tx.PendingJobs(r.ID, sweepBatch)
 	if err != nil {
 		return r, err
 	}
@@ -131,32 +152,79 @@ func (d *Dispatcher) sweep(tx Tx, at time.Time, r rollout.Rollout) (rollout.Roll
 
 // judgeAndGrant lets time pass for a rollout and offers the release to those whose turn it is.
 func (d *Dispatcher) judgeAndGrant(tx Tx, at time.Time, r rollout.Rollout) (rollout.Rollout, error) {
+	r, err := d.lookAtDue(tx, at, r)
+	if err != nil {
+		return r, err
+	}
+	if r, err = d.compare(tx, at, r); err != nil {
+		return r, err
+	}
+	seen, err := crowd{again: rollout.OnlineUnknown, fresh: rollout.OnlineUnknown}, error(nil)
+	if r.State == rollout.Running && d.worthScanning(r.ID, at) {
+		if r, seen, err = d.grant(tx, at, r); err != nil {
+			return r, err
+		}
+	}
+	if !d.c.PresenceKnown() {
+		seen = crowd{again: rollout.OnlineUnknown, fresh: rollout.OnlineUnknown}
+	}
+	tick := rollout.Ticked{At: at, OnlinePending: seen.fresh, OnlineWaiting: seen.again, Zone: d.zone(r.Plan.Window.Zone), Blind: !d.c.PresenceKnown()}
+	if r, _, err = d.apply(tx, r, nil, tick); err != nil {
+		return r, err
+	}
+	if deadline, ok, err := tx.NextDeadline(r.ID); err != nil {
+		return r, err
+	} else if ok {
+		d.hint(r.ID, deadline)
+	}
+	return r, nil
+}
+
+// lookAtDue judges the rows whose time has come, and those that a clock ahead of itself has put into the future.
+func (d *Dispatcher) lookAtDue(tx Tx, at time.Time, r rollout.Rollout) (rollout.Rollout, error) {
 	due, err := tx.DueJobs(r.ID, at, sweepBatch)
 	if err != nil {
 		return r, err
 	}
-	r, due, err = d.excuse(tx, at, r, due)
+	rewound, err := tx.RewoundJobs(r.ID, at.Add(horizon(r.Plan)), sweepBatch)
 	if err != nil {
 		return r, err
 	}
-	// Failures that are due come before grants: they may be what halts the rollout.
-	if len(due) > 0 {
-		if r, _, err = d.apply(tx, r, due, rollout.Ticked{At: at, OnlinePending: rollout.OnlineUnknown}); err != nil {
-			return r, err
+	if r, due, err = d.excuse(tx, at, r, due); err != nil {
+		return r, err
+	}
+	tick := rollout.Ticked{At: at, OnlinePending: rollout.OnlineUnknown, OnlineWaiting: rollout.OnlineUnknown, Zone: d.zone(r.Plan.Window.Zone),
+		Offline: map[fleet.DeviceID]time.Time{}, Blind: !d.c.PresenceKnown()}
+	var rows []rollout.Job
+	for _, j := range append(due, rewound...) {
+		if j.State == rollout.Verifying { // the last chance to see that it is not healthy
+			if r, err = d.judgeHealth(tx, at, r, j); err != nil {
+				return r, err
+			}
+			if j, _, err = tx.Job(r.ID, j.Device); err != nil {
+				return r, err
+			}
 		}
+		if !tx.Online(j.Device) {
+			s, err := tx.Status(j.Device)
+			if err != nil {
+				return r, err
+			}
+			tick.Offline[j.Device] = s.LostAt
+		}
+		rows = append(rows, j)
 	}
-	r, online, err := d.grant(tx, at, r)
-	if err != nil {
-		return r, err
+	if len(rows) == 0 {
+		return r, nil
 	}
-	if r, _, err = d.apply(tx, r, nil, rollout.Ticked{At: at, OnlinePending: online}); err != nil {
-		return r, err
-	}
-	deadline, ok, err := tx.NextDeadline(r.ID)
-	if ok {
-		d.hint(r.ID, deadline)
-	}
+	// Failures that are due come before grants: they may be what stops the rollout.
+	r, _, err = d.apply(tx, r, rows, tick)
 	return r, err
+}
+
+// horizon is longer than any deadline that p sets.
+func horizon(p rollout.Plan) time.Duration {
+	return p.DeviceTimeout*2 + p.VerifyFor + p.DarkAfter + 2*(p.RetryBackoff<<p.Retries) + time.Hour
 }
 
 // excuse takes devices out that an operator barred while they were in flight: their silence is no failure of the release.
@@ -194,68 +262,85 @@ func barred(tx Tx, id fleet.DeviceID) (string, error) {
 	return "", nil
 }
 
-// grant offers the release in rank order to devices that are online, while there is room. online is how many pending
-// devices are known to be online, as rollout.Ticked wants it: what was offered a place and got none counts, one is enough.
-func (d *Dispatcher) grant(tx Tx, at time.Time, r rollout.Rollout) (_ rollout.Rollout, online int, err error) {
-	rel, err := tx.Release(r.Release.Product, firmware.Version(r.Release.Version))
-	if err != nil {
-		return r, 0, err
-	}
-	var rank uint64
-	var last fleet.DeviceID
-	for grants := 0; r.State == rollout.Running && grants < grantBatch; {
-		rows, err := tx.PendingJobs(r.ID, rank, last, grantBatch)
-		if err != nil || len(rows) == 0 {
-			return r, d.known(online), err
+// crowd is how many devices are online that could be offered the release: those whose turn may come in the open stage, and
+// those that wait for another attempt. One is enough to know.
+type crowd struct{ fresh, again int }
+
+// grant offers the release to devices that are online, while there is room: first to those that wait for another attempt,
+// then in the order of rings and ranks.
+func (d *Dispatcher) grant(tx Tx, at time.Time, r rollout.Rollout) (_ rollout.Rollout, seen crowd, err error) {
+	began := time.Now()
+	grants, looked := 0, 0
+	count := func(j rollout.Job) *int {
+		if j.State == rollout.Waiting {
+			return &seen.again
 		}
-		for _, j := range rows {
-			rank, last = j.Rank, j.Device
-			if !tx.Online(j.Device) {
-				continue
-			}
-			var v verdict
-			if r, v, err = d.consider(tx, at, r, rel, j); err != nil {
-				return r, 0, err
-			}
-			switch v {
-			case granted:
-				grants++
-			case soon:
-				online++
-			case noRoom: // nor is there any for those behind it
-				return r, d.known(online + 1), nil
-			}
+		return &seen.fresh
+	}
+	err = tx.Ready(r.ID, r.Stage, func(j rollout.Job) (bool, error) {
+		if r.State != rollout.Running {
+			return false, nil
 		}
+		if grants >= grantBatch {
+			*count(j)++ // the batch is full; who comes next is looked at in the next one
+			return false, nil
+		}
+		looked++
+		var v verdict
+		var err error
+		if r, v, err = d.consider(tx, at, r, j); err != nil {
+			return false, err
+		}
+		switch v {
+		case granted:
+			grants++
+		case soon:
+			*count(j)++
+		case noRoom: // nor is there any for those behind it, unless it is another kind of room
+			*count(j)++
+			return j.State == rollout.Waiting && r.Refusal(at, d.zone(r.Plan.Window.Zone)) == "", nil
+		}
+		return true, nil
+	})
+	if grants == 0 && looked > 1000 {
+		// Many are online and none may be granted: a second look at once would find the same.
+		d.mu.Lock()
+		d.scanned[r.ID] = at.Add(20 * time.Since(began))
+		d.mu.Unlock()
 	}
-	if r.State == rollout.Running {
-		online++ // the batch is full; who comes next is not known yet
-	}
-	return r, d.known(online), nil
+	return r, seen, err
 }
 
-// known hides what was seen while presence is not sound.
-func (d *Dispatcher) known(online int) int {
-	if !d.c.PresenceKnown() {
-		return rollout.OnlineUnknown
+// worthScanning reports whether the last scan that found nothing is long enough ago.
+func (d *Dispatcher) worthScanning(id fleet.RolloutID, at time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	until, ok := d.scanned[id]
+	if ok && at.Before(until) && until.Sub(at) < time.Minute {
+		if w, ok := d.wake[id]; !ok || until.Before(w) {
+			d.wake[id] = until
+		}
+		return false
 	}
-	return online
+	delete(d.scanned, id)
+	return true
 }
 
-// verdict says what became of a pending device that is online.
+// verdict says what became of an open row whose device is online.
 type verdict int
 
 const (
 	passed  verdict = iota // it has no part in this rollout now, or none any more
 	granted                // it was granted the release
-	noRoom                 // it is a candidate, and there is no room
-	soon                   // it is a candidate as soon as it has said what it runs
+	noRoom                 // it is a candidate, and there is no room for anybody
+	soon                   // it is a candidate, but not at this moment
 )
 
 // helloTime is how long a session without a hello is waited for.
 const helloTime = time.Minute
 
-// consider offers the release to one pending device that is online.
-func (d *Dispatcher) consider(tx Tx, at time.Time, r rollout.Rollout, rel firmware.Release, j rollout.Job) (rollout.Rollout, verdict, error) {
+// consider offers the release to one device that is online.
+func (d *Dispatcher) consider(tx Tx, at time.Time, r rollout.Rollout, j rollout.Job) (rollout.Rollout, verdict, error) {
 	rows := []rollout.Job{j}
 	exclude := func(why string) (rollout.Rollout, verdict, error) {
 		r, _, err := d.apply(tx, r, rows, rollout.Excluded{At: at, Device: j.Device, Why: why})
@@ -282,31 +367,44 @@ func (d *Dispatcher) consider(tx Tx, at time.Time, r rollout.Rollout, rel firmwa
 		}
 		return r, passed, nil
 	}
-	if s.Image == r.Release.Image {
-		r, _, err = d.apply(tx, r, rows, rollout.Confirmed{At: at, Device: j.Device, Session: s.HelloAt})
+	if ev, ok := evidence(r, j, s.HelloAt, s.Image).(rollout.Confirmed); ok && ev.Floor == 0 {
+		ev.At = at
+		r, _, err = d.apply(tx, r, rows, ev)
 		return r, passed, err
 	}
-	if _, why := rel.Fit(fitOf(dev, s), false); why != "" {
-		return exclude(why)
+	fit, err := d.fits(tx, r, j, dev, s, at)
+	if err != nil {
+		return r, passed, err
+	}
+	if fit.why != "" {
+		return exclude(fit.why)
+	}
+	if p, err := tx.Penalty(j.Device); err != nil || at.Before(p.Until) {
+		return r, passed, err
 	}
 	if other, busy, err := tx.ActiveJob(j.Device); err != nil || busy && other.Rollout != r.ID {
 		return r, passed, err // another rollout's turn: it comes back to this one later
 	}
-	r, effects, err := d.apply(tx, r, rows, rollout.Asked{At: at, Device: j.Device})
+	ask := rollout.Asked{At: at, Device: j.Device, Floor: fit.floor, From: s.Image, Zone: d.zoneFor(r.Plan.Window, dev)}
+	if j.Site != "" {
+		if ask.SiteSize, ask.Disrupted, err = tx.Site(r.ID, j.Site); err != nil {
+			return r, passed, err
+		}
+	}
+	r, effects, err := d.apply(tx, r, rows, ask)
 	if err != nil {
 		return r, passed, err
 	}
 	for _, fx := range effects {
-		switch fx.(type) {
+		switch fx := fx.(type) {
 		case rollout.Grant:
 			return r, granted, nil
 		case rollout.Refuse:
-			return r, noRoom, nil
+			if fx.Why.Everyone() || fx.Why == rollout.WindowClosed && !r.Plan.Window.PerDevice() {
+				return r, noRoom, nil
+			}
+			return r, soon, nil
 		}
 	}
 	return r, passed, nil
-}
-
-func fitOf(d fleet.Device, s fleet.Status) firmware.Device {
-	return firmware.Device{Product: d.Product, Chip: s.Chip, Version: s.Version, SecureVersion: s.SecureVersion}
 }

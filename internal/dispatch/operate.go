@@ -5,95 +5,9 @@ import (
 	"time"
 
 	"muster/internal/access"
-	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
 )
-
-// Spec describes a rollout to be created.
-type Spec struct {
-	ID      fleet.RolloutID
-	Product fleet.ProductID
-	Version firmware.Version
-	Plan    rollout.Plan
-	// Labels a device must have, all of them; empty: every device of the product.
-	Labels map[string]string
-	// Devices, if not empty, are the only ones.
-	Devices []fleet.DeviceID
-}
-
-// Create stores a draft whose target is every device of the product that the spec chooses now. Repeating it with the same
-// id is a Conflict; an unknown release is NotFound; an empty target is Unprocessable.
-func (d *Dispatcher) Create(ctx context.Context, at time.Time, s Spec, by string) (rollout.Rollout, error) {
-	var out rollout.Rollout
-	err := d.c.Update(ctx, func(tx Tx) error {
-		if _, err := tx.Rollout(s.ID); err == nil {
-			return fleet.Coded(fleet.Conflict, "rollout_exists", "rollout %s exists already: choose another id", s.ID)
-		} else if !fleet.Is(err, fleet.NotFound) {
-			return err
-		}
-		rel, err := tx.Release(s.Product, s.Version)
-		if err != nil {
-			return err
-		}
-		r, err := rollout.New(rollout.Spec{ID: s.ID, Release: rollout.Release{Product: s.Product, Version: string(s.Version), Image: rel.ImageHash, Size: rel.Size}, Plan: s.Plan, By: by}, at)
-		if err != nil {
-			return err
-		}
-		targets, err := choose(tx, s)
-		if err != nil {
-			return err
-		}
-		if len(targets) == 0 {
-			return fleet.Coded(fleet.Unprocessable, "empty_target", "no device of product %s matches: look with muster device list", s.Product)
-		}
-		if err := r.Plan.Validate(len(targets)); err != nil {
-			return err
-		}
-		if err := tx.PutRollout(r); err != nil {
-			return err
-		}
-		if out, _, err = d.apply(tx, r, nil, rollout.Added{At: at, Targets: toTargets(targets)}); err != nil {
-			return err
-		}
-		return tx.Audit(access.Entry{At: at, Who: by, What: "rollout.create", On: string(s.ID)})
-	})
-	return out, err
-}
-
-// choose returns the devices that a spec names, in id order.
-func choose(tx Tx, s Spec) ([]fleet.DeviceID, error) {
-	named := map[fleet.DeviceID]bool{}
-	for _, id := range s.Devices {
-		if _, err := tx.Device(id); err != nil {
-			return nil, fleet.Wrap(fleet.KindOf(err), err, "device %s: no such device", id)
-		}
-		named[id] = true
-	}
-	var out []fleet.DeviceID
-	var after fleet.DeviceID
-	for {
-		ds, err := tx.Devices(after, 1024)
-		if err != nil || len(ds) == 0 {
-			return out, err
-		}
-		after = ds[len(ds)-1].ID
-		for _, dev := range ds {
-			if dev.Product == s.Product && (len(named) == 0 || named[dev.ID]) && hasLabels(dev, s.Labels) {
-				out = append(out, dev.ID)
-			}
-		}
-	}
-}
-
-func hasLabels(d fleet.Device, want map[string]string) bool {
-	for k, v := range want {
-		if have, ok := d.Labels[k]; !ok || have != v {
-			return false
-		}
-	}
-	return true
-}
 
 // operate applies what an operator asks for.
 func (d *Dispatcher) operate(ctx context.Context, at time.Time, id fleet.RolloutID, ev rollout.Event, what, by string) (rollout.Rollout, error) {
@@ -156,6 +70,94 @@ func (d *Dispatcher) Abort(ctx context.Context, at time.Time, id fleet.RolloutID
 	return out, err
 }
 
+// Approve agrees to a draft that somebody else has created; Forbidden for whoever did.
+func (d *Dispatcher) Approve(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error) {
+	return d.operate(ctx, at, id, rollout.ApprovedBy{At: at, Who: by}, "rollout.approve", by)
+}
+
+// Advance opens the next stage of a rollout whose stage is done and soaks or is held.
+func (d *Dispatcher) Advance(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error) {
+	return d.operate(ctx, at, id, rollout.AdvancedBy{At: at, Who: by}, "rollout.advance", by)
+}
+
+// Rollback ends a rollout and takes its devices back as its plan says, by another rollout: UndoneBy of the answer.
+func (d *Dispatcher) Rollback(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error) {
+	return d.operate(ctx, at, id, rollout.RollbackBy{At: at, Who: by}, "rollout.rollback", by)
+}
+
+// retryBatch is how many failed rows are put back in line in one transaction.
+const retryBatch = 1000
+
+// Retry gives the failed devices of a rollout another attempt, those of one kind of failure if kind is not empty, and
+// returns how many there are. Conflict if the rollout is over: create another one for them.
+func (d *Dispatcher) Retry(ctx context.Context, at time.Time, id fleet.RolloutID, kind rollout.JobState, by string) (rollout.Rollout, int, error) {
+	var out rollout.Rollout
+	var after fleet.DeviceID
+	n := 0
+	for more := true; more; {
+		err := d.c.Update(ctx, func(tx Tx) error {
+			r, err := tx.Rollout(id)
+			if err != nil {
+				return err
+			}
+			rows, err := failed(tx, id, kind, &after, retryBatch)
+			if err != nil {
+				return err
+			}
+			more = len(rows) == retryBatch
+			if out, _, err = d.apply(tx, r, rows, rollout.RetriedBy{At: at, Who: by}); err != nil || len(rows) == 0 {
+				return err
+			}
+			for _, j := range rows { // an operator's word opens the penalty box
+				if err := tx.PutPenalty(j.Device, rollout.Penalty{}); err != nil {
+					return err
+				}
+			}
+			n += len(rows)
+			return tx.Audit(access.Entry{At: at, Who: by, What: "rollout.retry", On: string(id)})
+		})
+		if err != nil {
+			return rollout.Rollout{}, n, err
+		}
+	}
+	d.Kick()
+	return out, n, nil
+}
+
+// failed returns up to limit failed rows of a rollout after device *after, which it moves on.
+func failed(tx Tx, id fleet.RolloutID, kind rollout.JobState, after *fleet.DeviceID, limit int) (out []rollout.Job, err error) {
+	for {
+		rows, err := tx.Jobs(id, *after, 256)
+		if err != nil || len(rows) == 0 {
+			return out, err
+		}
+		for _, j := range rows {
+			*after = j.Device
+			if j.State.Failure() && (kind == "" || j.State == kind) {
+				out = append(out, j)
+			}
+			if len(out) == limit {
+				return out, nil
+			}
+		}
+	}
+}
+
+// Pardon lets a device out of the penalty box.
+func (d *Dispatcher) Pardon(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error {
+	err := d.c.Update(ctx, func(tx Tx) error {
+		if _, err := tx.Device(id); err != nil {
+			return err
+		}
+		if err := tx.PutPenalty(id, rollout.Penalty{}); err != nil {
+			return err
+		}
+		return tx.Audit(access.Entry{At: at, Who: by, What: "device.pardon", On: string(id)})
+	})
+	d.Kick()
+	return err
+}
+
 // Get returns a rollout, or a NotFound error.
 func (d *Dispatcher) Get(ctx context.Context, id fleet.RolloutID) (r rollout.Rollout, err error) {
 	err = d.c.View(ctx, func(tx Tx) error { r, err = tx.Rollout(id); return err })
@@ -209,9 +211,22 @@ func (d *Dispatcher) History(ctx context.Context, id fleet.RolloutID) (ds []roll
 	return ds, err
 }
 
-func toTargets(ids []fleet.DeviceID) (out []rollout.Target) {
-	for _, id := range ids {
-		out = append(out, rollout.Target{Device: id})
-	}
-	return out
+// Line is a decision with its number.
+type Line struct {
+	Seq      uint64
+	Decision rollout.Decision
+}
+
+// Since returns a rollout as it is now, and its decisions after number seq, at most limit of them: what a follower needs.
+func (d *Dispatcher) Since(ctx context.Context, id fleet.RolloutID, seq uint64, limit int) (r rollout.Rollout, lines []Line, err error) {
+	err = d.c.View(ctx, func(tx Tx) error {
+		if r, err = tx.Rollout(id); err != nil {
+			return err
+		}
+		return tx.DecisionsAfter(id, seq, func(n uint64, dec rollout.Decision) bool {
+			lines = append(lines, Line{n, dec})
+			return len(lines) < limit
+		})
+	})
+	return r, lines, err
 }

@@ -38,6 +38,12 @@ type Release struct {
 	KeyID      string    `json:"key_id"` // of the key that signed it
 	UploadedAt time.Time `json:"uploaded_at"`
 	UploadedBy string    `json:"uploaded_by"`
+
+	// Floor: no device below this release may skip it on its way to a newer one.
+	Floor    bool      `json:"floor,omitempty"`
+	FloorWhy string    `json:"floor_why,omitempty"`
+	FloorBy  string    `json:"floor_by,omitempty"`
+	FloorAt  time.Time `json:"floor_at,omitzero"`
 }
 
 // pathPrefix and pathDigits make a Path: short, because it travels in a message of at most 150 bytes.

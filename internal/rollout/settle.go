@@ -98,7 +98,7 @@ func (s *step) react(then Reaction, code Code, text string) {
 
 // look notes when the window opens and closes, and takes times back that a clock ahead of itself has set.
 func (s *step) look() {
-	if n := s.r.NextGrant; n.After(s.at.Add(max(s.r.interval(), burst))) {
+	if n := s.r.NextGrant; n.After(s.at.Add(max(s.r.Interval(), burst))) {
 		s.r.NextGrant, s.dirty = zero, true
 	} else if n.After(s.at) && s.r.Total.Open() > 0 {
 		s.wakeAt(n)

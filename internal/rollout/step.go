@@ -280,8 +280,8 @@ func (s *step) grant(j *Job, ev Asked) {
 // burst is how far grants may come before their time, so that a high rate does not need a wake-up for each.
 const burst = time.Second
 
-// interval returns the time from one grant to the next that the pace and the byte budget demand; 0: none.
-func (r Rollout) interval() (every time.Duration) {
+// Interval returns the time from one grant to the next that the pace and the byte budget demand; 0: none.
+func (r Rollout) Interval() (every time.Duration) {
 	if rate := r.Plan.Pace.rate(r.Total.Succeeded); rate > 0 {
 		every = time.Duration(float64(time.Minute) / rate)
 	}
@@ -294,7 +294,7 @@ func (r Rollout) interval() (every time.Duration) {
 // pace sets when the next device may be granted: the generic cell rate algorithm (ITU-T I.371). NextGrant is the
 // theoretical arrival time less the burst.
 func (s *step) pace() {
-	every := s.r.interval()
+	every := s.r.Interval()
 	switch {
 	case every == 0:
 		return

@@ -110,7 +110,9 @@ func checkCertificates(tx *Tx, say func(string, ...any)) error {
 }
 
 func checkRollouts(tx *Tx, say func(string, ...any)) error {
-	pendingKeys, dueKeys, activeKeys := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	type set = map[string]bool
+	pendingKeys, dueKeys, activeKeys, openKeys, readyKeys, liveKeys, siteKeys := set{}, set{}, set{}, set{}, set{}, set{}, set{}
+	sites := map[string]Site{}
 	headers, err := tx.Rollouts()
 	if err != nil {
 		return err
@@ -121,12 +123,23 @@ func checkRollouts(tx *Tx, say func(string, ...any)) error {
 			if !bytes.Equal(k, jobKey(j.Rollout, j.Device)) {
 				say("job %q names itself %s of %s", k, j.Device, j.Rollout)
 			}
-			pending, due := jobIndex(j)
-			for _, p := range pending {
-				pendingKeys[string(p)] = true
+			keys := tx.jobIndex(j)
+			for _, i := range []struct {
+				to  set
+				key []byte
+			}{{pendingKeys, keys.pending}, {dueKeys, keys.due}, {openKeys, keys.open}, {readyKeys, keys.ready}} {
+				if i.key != nil {
+					i.to[string(i.key)] = true
+				}
 			}
-			for _, p := range due {
-				dueKeys[string(p)] = true
+			if j.Site != "" {
+				key := string(join(text(j.Rollout), []byte(j.Site)))
+				n := sites[key]
+				n.Targets++
+				if disrupted(j.State) {
+					n.Disrupted++
+				}
+				sites[key], siteKeys[key] = n, true
 			}
 			if j.State.InFlight() {
 				if activeKeys[string(j.Device)] {
@@ -143,11 +156,22 @@ func checkRollouts(tx *Tx, say func(string, ...any)) error {
 		if err := rollout.CheckAll(r, slices.Values(jobs)); err != nil {
 			say("rollout %s: %v", r.ID, err)
 		}
+		if liveValue(r) != nil {
+			liveKeys[string(r.ID)] = true
+		}
+	}
+	for key, want := range sites {
+		if have, _, err := get[Site](tx, bucketSites, []byte(key)); err != nil || have != want {
+			say("rollout-sites: %q says %+v, the rows %+v", key, have, want)
+		}
 	}
 	for _, i := range []struct {
 		bucket []byte
 		want   map[string]bool
-	}{{bucketJobsPending, pendingKeys}, {bucketJobsDue, dueKeys}, {bucketJobsActive, activeKeys}} {
+	}{
+		{bucketJobsPending, pendingKeys}, {bucketJobsDue, dueKeys}, {bucketJobsActive, activeKeys}, {bucketJobsOpen, openKeys},
+		{bucketJobsReady, readyKeys}, {bucketLive, liveKeys}, {bucketSites, siteKeys},
+	} {
 		if err := checkIndex(tx, i.bucket, i.want, say); err != nil {
 			return err
 		}

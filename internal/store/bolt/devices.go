@@ -28,6 +28,9 @@ func (tx *Tx) PutDevice(d fleet.Device) error {
 	}
 	d.Rev++
 	tx.touched[d.ID] = true
+	if err := tx.mayJoin(d.ID); err != nil {
+		return err
+	}
 	return put(tx, bucketDevices, []byte(d.ID), d)
 }
 
@@ -58,13 +61,28 @@ func (tx *Tx) Status(id fleet.DeviceID) (fleet.Status, error) {
 
 // PutStatus stores s.
 func (tx *Tx) PutStatus(s fleet.Status) error {
-	online := tx.b.Bucket(bucketOnline)
-	if s.Online && s.Vhost == wire.VhostDevices {
-		if err := online.Put([]byte(s.Device), nil); err != nil {
+	old, _, err := get[fleet.Status](tx, bucketStatus, []byte(s.Device))
+	if err != nil {
+		return err
+	}
+	online, now := tx.b.Bucket(bucketOnline), s.Online && s.Vhost == wire.VhostDevices
+	if now != tx.Online(s.Device) {
+		if now {
+			err = online.Put([]byte(s.Device), []byte{}) // nil would read as absent in this transaction
+		} else {
+			err = online.Delete([]byte(s.Device))
+		}
+		if err == nil {
+			err = tx.presenceChanged(s.Device)
+		}
+		if err != nil {
 			return err
 		}
-	} else if err := online.Delete([]byte(s.Device)); err != nil {
-		return err
+	}
+	if !s.HelloAt.Equal(old.HelloAt) {
+		if err := tx.mayJoin(s.Device); err != nil {
+			return err
+		}
 	}
 	return put(tx, bucketStatus, []byte(s.Device), s)
 }

@@ -28,13 +28,19 @@ var (
 	bucketReleases = []byte("releases") // product · version
 	bucketKeys     = []byte("keys")     // key id
 
-	bucketRollouts    = []byte("rollouts")     // rollout
-	bucketJobs        = []byte("jobs")         // rollout · device
-	bucketJobsPending = []byte("jobs-pending") // rollout · be64 rank · device
-	bucketJobsDue     = []byte("jobs-due")     // rollout · be64 deadline · device, of those in flight
-	bucketJobsActive  = []byte("jobs-active")  // device → rollout, of those in flight
-	bucketJobsLatest  = []byte("jobs-latest")  // device → rollout of its newest grant
-	bucketDecisions   = []byte("decisions")    // rollout · be64 number
+	bucketRollouts    = []byte("rollouts")      // rollout
+	bucketJobs        = []byte("jobs")          // rollout · device
+	bucketLive        = []byte("rollouts-live") // rollout, of those that the engine drives or that a device may join
+	bucketSites       = []byte("rollout-sites") // rollout · site: counts of its targets
+	bucketJobsPending = []byte("jobs-pending")  // rollout · ring byte · be64 rank · device
+	bucketJobsOpen    = []byte("jobs-open")     // device · rollout, of those pending or waiting
+	bucketJobsReady   = []byte("jobs-ready")    // rollout · p · ring byte · be64 rank · device, or rollout · w · be64 retry-at · device; of open ones that are online
+	bucketJobsDue     = []byte("jobs-due")      // rollout · be64 deadline · device, of those in flight or waiting
+	bucketJobsActive  = []byte("jobs-active")   // device → rollout, of those in flight
+	bucketJobsLatest  = []byte("jobs-latest")   // device → rollout of its newest grant
+	bucketDecisions   = []byte("decisions")     // rollout · be64 number
+	bucketJoins       = []byte("joins")         // device, of those that may have come into the target of a running rollout
+	bucketPenalties   = []byte("penalties")     // device
 
 	bucketOutbox     = []byte("outbox")     // be64 number
 	bucketQuarantine = []byte("quarantine") // be64 number
@@ -48,17 +54,18 @@ var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
 	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketRequests, bucketClosings,
 	bucketReleases, bucketKeys,
-	bucketRollouts, bucketJobs, bucketJobsPending, bucketJobsDue, bucketJobsActive, bucketJobsLatest, bucketDecisions,
+	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
+	bucketDecisions, bucketJoins, bucketPenalties,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
 }
 
 // SchemaVersion is the version of the records that this program writes.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 var keySchema = []byte("schema")
 
 // migrations[i] brings a store from version i+1 to i+2.
-var migrations = []func(*bbolt.Tx) error{}
+var migrations = []func(*bbolt.Tx) error{toSchema2}
 
 // migrate creates what a new store needs and upgrades an old one, all in one transaction. A store of a newer muster is
 // refused: going back needs the backup made before the upgrade.
