@@ -53,7 +53,10 @@ func (a *App) handlers() uplink.Handlers[*bolt.Tx] {
 		},
 		Hello: a.hello,
 		State: func(tx *bolt.Tx, at time.Time, id fleet.DeviceID, doc []byte) error {
-			return a.inventory.State(tx, at, id, doc)
+			if err := a.inventory.State(tx, at, id, doc); err != nil {
+				return err
+			}
+			return a.dispatch.Health(tx, at, id)
 		},
 		OTA: func(tx *bolt.Tx, at time.Time, id fleet.DeviceID, r wire.OTAReport) error {
 			if err := a.inventory.Seen(tx, at, id); err != nil {
@@ -154,6 +157,9 @@ func (a *App) connected(tx *bolt.Tx, s inventory.Session) error {
 	if err := a.inventory.Connected(tx, s); err != nil {
 		return err
 	}
+	if err := a.dispatch.Health(tx, s.At, s.Device); err != nil {
+		return err
+	}
 	if s.Serial == "" {
 		return nil
 	}
@@ -178,6 +184,12 @@ func (a *App) composers() map[downlink.Kind]downlink.Composer {
 				payload, ok, err := a.catalog.Offer(tx, e.Device, st)
 				if ok {
 					ms = one(e, wire.DownOTA, payload)
+				}
+				if ok || err != nil {
+					return err
+				}
+				if payload, ok, err = a.dispatch.BootPrevious(tx, e.Device, st); ok {
+					ms = one(e, wire.DownCmd, payload)
 				}
 				return err
 			})

@@ -44,9 +44,13 @@ func current(tx Tx, device fleet.DeviceID) (firmware.Release, rollout.Job, bool,
 	if err != nil {
 		return firmware.Release{}, rollout.Job{}, false, fleet.Wrap(fleet.Internal, err, "device %s has a job of rollout %s, which cannot be read", device, job.Rollout)
 	}
-	rel, err := tx.Release(r.Release.Product, firmware.Version(r.Release.Version))
+	if r.Mode == rollout.PreviousSlot {
+		return firmware.Release{}, rollout.Job{}, false, nil // it has what it is to boot
+	}
+	want := r.Wanted(job)
+	rel, err := tx.Release(want.Product, firmware.Version(want.Version))
 	if err != nil {
-		return firmware.Release{}, rollout.Job{}, false, fleet.Wrap(fleet.Internal, err, "rollout %s rolls out %s %s, which cannot be read", job.Rollout, r.Release.Product, r.Release.Version)
+		return firmware.Release{}, rollout.Job{}, false, fleet.Wrap(fleet.Internal, err, "rollout %s rolls out %s %s, which cannot be read", job.Rollout, want.Product, want.Version)
 	}
 	return rel, job, true, nil
 }
@@ -57,8 +61,12 @@ func current(tx Tx, device fleet.DeviceID) (firmware.Release, rollout.Job, bool,
 // the device. It does not look at the order of versions: whether to go back is the rollout's to decide.
 func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payload []byte, ok bool, err error) {
 	rel, job, ok, err := current(tx, device)
-	if err != nil || !ok || job.State == rollout.Installed {
+	if err != nil || !ok {
 		return nil, false, err
+	}
+	switch job.State {
+	case rollout.Installed, rollout.Rebooting, rollout.Verifying:
+		return nil, false, nil
 	}
 	d, err := tx.Device(device)
 	if err != nil {
