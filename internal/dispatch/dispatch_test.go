@@ -37,16 +37,20 @@ type world struct {
 
 func open(t testing.TB, db *bolt.DB, crash func(string)) *world {
 	w := &world{t: t, db: db, now: start}
-	w.d = dispatch.New(dispatch.Config{
-		Update: func(ctx context.Context, f func(dispatch.Tx) error) error {
-			return db.Update(ctx, func(tx *bolt.Tx) error { return f(tx) })
-		},
-		View: func(ctx context.Context, f func(dispatch.Tx) error) error {
-			return db.View(ctx, func(tx *bolt.Tx) error { return f(tx) })
-		},
-		PresenceKnown: func() bool { return !w.deaf }, Committed: func() {}, Log: slog.New(slog.DiscardHandler), Crash: crash,
-	})
+	w.d = dispatch.New(w.config(dispatch.Config{Crash: crash}))
 	return w
+}
+
+// config completes c for this world.
+func (w *world) config(c dispatch.Config) dispatch.Config {
+	c.Update = func(ctx context.Context, f func(dispatch.Tx) error) error {
+		return w.db.Update(ctx, func(tx *bolt.Tx) error { return f(tx) })
+	}
+	c.View = func(ctx context.Context, f func(dispatch.Tx) error) error {
+		return w.db.View(ctx, func(tx *bolt.Tx) error { return f(tx) })
+	}
+	c.PresenceKnown, c.Committed, c.Log = func() bool { return !w.deaf }, func() {}, slog.New(slog.DiscardHandler)
+	return c
 }
 
 func (w *world) clock() time.Time { return w.now }
