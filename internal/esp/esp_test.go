@@ -66,3 +66,19 @@ func TestFindings(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestErased(t *testing.T) {
+	b := []byte{0xFF, 0xFF, 0xFF}
+	if !esp.Erased(nil) || !esp.Erased(b) {
+		t.Error("0xFF is not erased")
+	}
+	for c := range 255 {
+		for i := range b {
+			b[i] = byte(c)
+			if esp.Erased(b) {
+				t.Errorf("0x%02x is erased", c)
+			}
+			b[i] = 0xFF
+		}
+	}
+}

@@ -289,16 +289,16 @@ func (s *scanner) padded() [HashSize]byte {
 func (s *scanner) trailer() {
 	t := rest{start: s.pos, rounded: s.rep.MessageLen(), gapFF: true, allFF: true}
 	gap := s.stream(t.rounded-t.start, func(p []byte) {
-		t.gapFF = t.gapFF && allFF(p)
+		t.gapFF = t.gapFF && esp.Erased(p)
 		t.head = append(t.head, p[:min(len(p), arduinoLength-len(t.head))]...)
 	})
 	t.sector = make([]byte, SectorSize)
 	t.sector = t.sector[:s.read(t.sector)]
 	t.head = append(t.head, t.sector[:min(len(t.sector), arduinoLength-len(t.head))]...)
-	t.allFF = t.gapFF && allFF(t.sector)
+	t.allFF = t.gapFF && esp.Erased(t.sector)
 	t.table = tableIn(t.sector, s.pos)
 	more := s.stream(MaxSize, func(p []byte) {
-		t.allFF = t.allFF && allFF(p)
+		t.allFF = t.allFF && esp.Erased(p)
 		t.table = t.table || tableIn(p, s.pos)
 	})
 	t.length = gap + int64(len(t.sector)) + more
@@ -317,8 +317,6 @@ func tableIn(p []byte, end int64) bool {
 	i := 0x8000 - (end - int64(len(p)))
 	return i >= 0 && i+1 < int64(len(p)) && p[i] == 0xAA && p[i+1] == 0x50
 }
-
-func allFF(p []byte) bool { return len(bytes.TrimLeft(p, "\xff")) == 0 }
 
 // chip judges what the header says of chips.
 func (s *scanner) chip(chip esp.Chip, known bool) {

@@ -93,6 +93,8 @@ func TestTrailers(t *testing.T) {
 		{"one byte of filler", fill(1, 0xFF), image.Filler, ""},
 		{"filler over sectors", fill(10_000, 0xFF), image.Filler, ""},
 		{"filler of Arduino's length", fill(512, 0xFF), image.Filler, ""},
+		{"what is no filler and no UTF-8", fill(100, 0xEF), image.Unknown, "esp_trailing_data"},
+		{"filler with a bit gone", append(fill(9000, 0xFF), 0xFE), image.Unknown, "esp_trailing_data"},
 		{"zeros", fill(512, 0), image.Unknown, "esp_trailing_data"},
 		{"an RSA signature of Arduino's", arduino, image.ArduinoTrail, ""},
 		{"an ECDSA signature of Arduino's", der, image.ArduinoTrail, ""},

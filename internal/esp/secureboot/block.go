@@ -26,6 +26,7 @@ const (
 	rsaKeyEnd   = 812
 	rsaSigAt    = 812
 	crcAt       = 1196
+	blockFiller = 16 // bytes after the CRC
 )
 
 // block is a signature block that is present: its magic and CRC are right.

@@ -113,8 +113,13 @@ func (r *Report) judgeSector(sector []byte, at int64) {
 		}
 	}
 	used := len(r.Blocks) * image.BlockSize
-	if len(bytes.TrimLeft(sector[used:], "\xff")) > 0 {
+	if !esp.Erased(sector[used:]) {
 		r.add(esp.Warning, "esp_signature_filler", at+int64(used), "", "the rest of the signature sector is not all 0xFF")
+	}
+	for end := image.BlockSize; end <= used; end += image.BlockSize {
+		if len(bytes.TrimLeft(sector[end-blockFiller:end], "\x00")) > 0 {
+			r.add(esp.Warning, "esp_signature_filler", at+int64(end-blockFiller), "", "the last bytes of signature block %d are not zero", end/image.BlockSize-1)
+		}
 	}
 }
 

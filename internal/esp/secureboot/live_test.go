@@ -84,7 +84,7 @@ func verifyByMuster(t *testing.T, file []byte, key string) {
 
 func (x tool) verify(t *testing.T, file []byte, key string) {
 	dir := t.TempDir()
-	x.run(t, "verify-signature", "--version", "2", "--keyfile", "testdata/sb_"+key+".pub.pem", put(t, dir, "app.bin", file))
+	x.run(t, "verify-signature", "--keyfile", "testdata/sb_"+key+".pub.pem", "--version", "2", put(t, dir, "app.bin", file))
 	digest := filepath.Join(dir, "digest.bin")
 	x.run(t, "digest-sbv2-public-key", "--keyfile", "testdata/sb_"+key+".pub.pem", "--output", digest)
 	got, err := os.ReadFile(digest)
