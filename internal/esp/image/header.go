@@ -31,12 +31,12 @@ type Header struct {
 	SPISize     byte         `json:"spi_size"`  // high nibble of byte 3: 2 to the power of it in MiB
 	Entry       uint32       `json:"entry"`
 	WPPin       byte         `json:"wp_pin"` // 0xEE: disabled
-	PinDrive    [3]byte      `json:"spi_pin_drv"`
+	PinDrive    [3]byte      `json:"-"`
 	Chip        esp.ChipID   `json:"chip_id"`
 	MinRevOld   byte         `json:"min_chip_rev"`      // legacy, ignored by devices
 	MinRev      esp.Revision `json:"min_chip_rev_full"` // major*100+minor
 	MaxRev      esp.Revision `json:"max_chip_rev_full"` // major*100+minor; 0 and 65535 are no limit
-	Reserved    [4]byte      `json:"reserved"`
+	Reserved    [4]byte      `json:"-"`
 	HashPresent byte         `json:"hash_appended"` // 0 or 1
 }
 

@@ -84,7 +84,10 @@ func (s *scanner) finish() {
 	s.stream(MaxSize+1, func([]byte) {})
 	s.rep.Size = s.pos
 	if s.pos > MaxSize {
+		after := s.rep.Findings // which may only say that the end was not seen
+		s.rep.Findings = nil
 		s.rep.add(esp.Error, "esp_too_large", MaxSize, "no ESP32 boots an image of this size", "the file has more than %d bytes", MaxSize)
+		s.rep.Findings = append(s.rep.Findings, after...)
 		return
 	}
 	if s.err == nil {
@@ -165,6 +168,9 @@ func guess(b []byte) string {
 }
 
 func (s *scanner) truncated(format string, a ...any) {
+	if s.pos > MaxSize {
+		return // it goes on, but nobody reads it
+	}
 	s.rep.add(esp.Error, "esp_truncated", s.pos, "copy the file again", "the file ends after %d bytes, but %s", s.pos, fmt.Sprintf(format, a...))
 }
 
