@@ -180,7 +180,7 @@ func (j Job) check(r Rollout) string {
 		return fmt.Sprintf("granted in stage %d, and its ring is %d", j.Stage, j.Ring)
 	case j.Stage < 0 || j.Stage > r.Stage:
 		return fmt.Sprintf("granted in stage %d, stage %d is open", j.Stage, r.Stage)
-	case granted != (j.Stage > 0) || granted != (j.Attempts > 0) || granted != j.Deadline.After(j.GrantedAt):
+	case granted != (j.Stage > 0) || granted != (j.Attempts > 0) || granted == j.Deadline.IsZero(): // not After: the clock may have been set back
 		return fmt.Sprintf("granted at %v, deadline %v, stage %d, %d attempts", j.GrantedAt, j.Deadline, j.Stage, j.Attempts)
 	case granted == (j.State == Pending || j.State == Skipped) && j.State != Cancelled:
 		return fmt.Sprintf("%s, granted at %v", j.State, j.GrantedAt)

@@ -84,7 +84,7 @@ var jobStates = []JobState{Pending, Waiting, Offered, Accepted, Downloading, Dow
 // (Rollout.Floors) or an operator's word, so a job changes state a bounded number of times whatever devices say.
 var jobNext = map[JobState][]JobState{
 	Pending:     {Offered, Cancelled, Skipped},
-	Waiting:     {Offered, Succeeded, Failed, TimedOut, Cancelled},
+	Waiting:     {Offered, Succeeded, Failed, Rejected, RolledBack, TimedOut, WentDark, Cancelled},
 	Offered:     {Waiting, Accepted, Downloading, Downloaded, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},
 	Accepted:    {Waiting, Downloading, Downloaded, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},
 	Downloading: {Waiting, Downloaded, Installed, Rebooting, Verifying, Succeeded, Failed, Rejected, RolledBack, TimedOut, Cancelled},

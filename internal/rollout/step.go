@@ -315,7 +315,7 @@ func (s *step) report(jobs []Job, ev Reported) {
 	}
 	place, percent := reports[j.Report].place, min(max(ev.Percent, j.Percent), 100)
 	switch {
-	case j.State == Verifying && to.cause == "":
+	case j.State == Verifying && (to.cause == "" || !j.State.CanGo(to.to)):
 		return // a session has said more
 	case to.cause != "":
 		j.Report = ev.Report
