@@ -166,7 +166,9 @@ func (l *life) birth() {
 	for i := range l.devices {
 		d := fleet.DeviceID(fmt.Sprint("d", i))
 		l.runs[d] = oldImage
-		l.w.change(d, func(d *fleet.Device, _ *fleet.Status) { d.Labels = map[string]string{"site": []string{"a", "b", "c"}[i%3]} })
+		l.w.change(d, func(d *fleet.Device, _ *fleet.Status) {
+			d.Labels = map[string]string{"site": []string{"a", "b", "c"}[i%3]}
+		})
 	}
 	l.w.make(dispatch.Spec{ID: "r", Plan: l.plan})
 	l.born = true
