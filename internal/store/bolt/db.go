@@ -85,8 +85,11 @@ func (d *DB) Update(ctx context.Context, f func(*Tx) error) error {
 
 	var records []admission.Record
 	err := d.bolt.Update(func(b *bbolt.Tx) error {
-		tx := &Tx{b: b, touched: map[fleet.DeviceID]bool{}}
+		tx := &Tx{b: b, touched: map[fleet.DeviceID]bool{}, headers: map[fleet.RolloutID]*header{}}
 		if err := f(tx); err != nil {
+			return err
+		}
+		if err := tx.flush(); err != nil {
 			return err
 		}
 		var err error

@@ -12,27 +12,42 @@ import (
 
 // Rollout returns the header of a rollout, or a NotFound error.
 func (tx *Tx) Rollout(id fleet.RolloutID) (rollout.Rollout, error) {
-	return must[rollout.Rollout](tx, bucketRollouts, []byte(id), "rollout")
+	if h := tx.headers[id]; h != nil {
+		return h.r, nil
+	}
+	r, err := must[rollout.Rollout](tx, bucketRollouts, []byte(id), "rollout")
+	if err == nil && tx.headers != nil {
+		tx.headers[id] = &header{r: r}
+	}
+	return r, err
 }
 
 // PutRollout stores r. A stored header with a higher Rev, or a new rollout under an id that is taken, is a Conflict.
 func (tx *Tx) PutRollout(r rollout.Rollout) error {
-	old, ok, err := get[rollout.Rollout](tx, bucketRollouts, []byte(r.ID))
-	if err != nil {
+	old, err := tx.Rollout(r.ID)
+	if err != nil && !fleet.Is(err, fleet.NotFound) {
 		return err
 	}
-	if ok && (old.Rev > r.Rev || !old.CreatedAt.Equal(r.CreatedAt)) {
+	if err == nil && (old.Rev > r.Rev || !old.CreatedAt.Equal(r.CreatedAt)) {
 		return fleet.Coded(fleet.Conflict, "rollout_exists", "rollout %s exists or was changed by somebody else", r.ID)
 	}
-	if live := liveValue(r); live != nil {
-		err = tx.b.Bucket(bucketLive).Put([]byte(r.ID), live)
-	} else {
-		err = tx.b.Bucket(bucketLive).Delete([]byte(r.ID))
+	live, index := liveValue(r), tx.b.Bucket(bucketLive)
+	switch have := index.Get([]byte(r.ID)); {
+	case live == nil && have != nil:
+		err = index.Delete([]byte(r.ID))
+	case live != nil && !bytes.Equal(live, have):
+		err = index.Put([]byte(r.ID), live)
+	default:
+		err = nil
 	}
 	if err != nil {
 		return err
 	}
-	return put(tx, bucketRollouts, []byte(r.ID), r)
+	if tx.headers == nil {
+		return put(tx, bucketRollouts, []byte(r.ID), r)
+	}
+	tx.headers[r.ID] = &header{r: r, put: true}
+	return nil
 }
 
 // liveValue returns what rollouts-live says of r: "d" if devices may join it, "-" if the engine drives it, nil if neither.
@@ -91,6 +106,9 @@ func (tx *Tx) DropJoin(d fleet.DeviceID) error { return tx.b.Bucket(bucketJoins)
 
 // Rollouts returns the headers of all rollouts, in id order.
 func (tx *Tx) Rollouts() ([]rollout.Rollout, error) {
+	if err := tx.flush(); err != nil {
+		return nil, err
+	}
 	return all[rollout.Rollout](tx, bucketRollouts, nil)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"muster/internal/admission"
 	"muster/internal/fleet"
+	"muster/internal/rollout"
 )
 
 // Tx is one transaction. It must not be used after the function that got it returned.
@@ -19,6 +20,28 @@ type Tx struct {
 	b *bbolt.Tx
 	// touched are the devices whose credentials may have changed; nil in a read transaction.
 	touched map[fleet.DeviceID]bool
+	// headers are the rollouts that this write transaction has read or put, and whether they were put: every report of a
+	// batch changes the same few, and each is written once, by flush. nil in a read transaction.
+	headers map[fleet.RolloutID]*header
+}
+
+type header struct {
+	r   rollout.Rollout
+	put bool
+}
+
+// flush writes what was kept back.
+func (tx *Tx) flush() error {
+	for id, h := range tx.headers {
+		if !h.put {
+			continue
+		}
+		if err := put(tx, bucketRollouts, []byte(id), h.r); err != nil {
+			return err
+		}
+		h.put = false
+	}
+	return nil
 }
 
 // changedRecords returns the admission records of the touched devices.
