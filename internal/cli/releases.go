@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) firmwareCmd() *cobra.Command {
-	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.keysCmd())
+	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.keysCmd())
 	c.AddCommand(a.offlineFirmware()...)
 	return c
 }
@@ -127,7 +127,62 @@ func (a *app) firmwareShow() *cobra.Command {
 				secure = fmt.Sprint(r.SecureVersion)
 			}
 			a.ui.facts("product", r.Product, "version", r.Version, "size", fmt.Sprintf("%d bytes", r.Size), "sha256", r.SHA256, "image hash", r.ImageHash,
-				"chip", r.Chip, "secure version", secure, "minimum version", r.MinVersion, "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
+				"chip", r.Chip, "chip revisions", revisions(r), "secure version", secure, "minimum version", r.MinVersion, "floor", floorOf(r), "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
+		})
+	})
+}
+
+// revisions shows which silicon a release runs on.
+func revisions(r api.Release) string {
+	show := func(n int) string { return fmt.Sprintf("v%d.%d", n/100, n%100) }
+	switch {
+	case r.MinChipRevision == 0 && r.MaxChipRevision == 0:
+		return ""
+	case r.MaxChipRevision == 0:
+		return "from " + show(r.MinChipRevision) + " on"
+	case r.MinChipRevision == 0:
+		return "up to " + show(r.MaxChipRevision)
+	}
+	return show(r.MinChipRevision) + " to " + show(r.MaxChipRevision)
+}
+
+func floorOf(r api.Release) string {
+	if !r.Floor {
+		return ""
+	}
+	return strings.TrimSuffix("may not be skipped: "+r.FloorWhy, ": ")
+}
+
+func (a *app) firmwareFloor() *cobra.Command {
+	var why string
+	var off bool
+	c := &cobra.Command{
+		Use: "floor PRODUCT VERSION [--why TEXT | --off]", Short: "mark a release that may not be skipped", Args: cobra.ExactArgs(2),
+		Long: `Marks a release as a floor: a device below it takes it first, in the same rollout, before it is offered a newer one. Rollouts that
+exist already are not changed.`,
+	}
+	c.Flags().StringVar(&why, "why", "", "the reason, for those who wonder later")
+	c.Flags().BoolVar(&off, "off", false, "take the mark off")
+	return a.online(c, func(ctx context.Context, args []string) error {
+		if off && why != "" {
+			return usagef("--off takes the mark off and needs no --why")
+		}
+		var r api.Release
+		var err error
+		if off {
+			r, err = client.Read[api.Release](a.client.ClearFloor(ctx, args[0], args[1]))
+		} else {
+			r, err = client.Read[api.Release](a.client.SetFloor(ctx, args[0], args[1], api.FloorMark{Why: why}))
+		}
+		if err != nil {
+			return err
+		}
+		return a.ui.show(r, func() {
+			if r.Floor {
+				a.ui.printf("%s %s may not be skipped\n", clean(r.Product), clean(r.Version))
+			} else {
+				a.ui.printf("%s %s may be skipped\n", clean(r.Product), clean(r.Version))
+			}
 		})
 	})
 }

@@ -75,6 +75,8 @@ func (a *app) firmwareSign() *cobra.Command {
 	f.StringVar(&o.Chip, "chip", "", "chip that the image is for, like esp32s3")
 	f.Uint32Var(&o.SecureVersion, "secure-version", 0, "anti-rollback counter of the image")
 	f.StringVar(&minimum, "min-version", "", "versions below this one cannot be updated from")
+	f.IntVar(&o.MinRevision, "min-chip-revision", 0, "lowest silicon revision that the image runs on, × 100: v3.1 is 301")
+	f.IntVar(&o.MaxRevision, "max-chip-revision", 0, "highest silicon revision that the image runs on")
 	f.StringVar(&hash, "image-hash", "", "hash by which a running image names itself; without: the SHA-256 of the file")
 	f.StringVar(&o.Out, "out", "", "file for the signed manifest")
 	f.BoolVar(&o.Replace, "force", false, "replace the signed manifest if it exists")

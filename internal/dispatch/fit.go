@@ -82,7 +82,7 @@ func previousFits(j rollout.Job, s fleet.Status) fitness {
 }
 
 func fitOf(d fleet.Device, s fleet.Status) firmware.Device {
-	return firmware.Device{Product: d.Product, Chip: s.Chip, Version: s.Version, SecureVersion: s.SecureVersion}
+	return firmware.Device{Product: d.Product, Chip: s.Chip, ChipRevision: s.ChipRevision, Version: s.Version, SecureVersion: s.SecureVersion}
 }
 
 // expression compiles a target expression once.

@@ -11,6 +11,7 @@ import (
 type Device struct {
 	Product       fleet.ProductID
 	Chip          string
+	ChipRevision  int    // silicon revision × 100; 0: unknown
 	Version       string // in the device's own words
 	SecureVersion uint32 // of its anti-rollback counter
 }
@@ -24,6 +25,8 @@ const (
 	WrongProduct   Misfit = "wrong-product"
 	WrongChip      Misfit = "wrong-chip"
 	ChipUnknown    Misfit = "chip-unknown"
+	WrongRevision  Misfit = "wrong-chip-revision"
+	NoRevision     Misfit = "chip-revision-unknown"
 	SecureTooLow   Misfit = "secure-version-too-low"
 	VersionUnknown Misfit = "version-unknown"
 	BelowMinimum   Misfit = "below-min-version"
@@ -43,6 +46,9 @@ func (m Manifest) Fit(d Device, allowDowngrade bool) (Misfit, string) {
 	}
 	if m.Chip != "" && chipName(d.Chip) != m.Chip {
 		return WrongChip, fmt.Sprintf("the release is for %s, the device says that it is %.24q", m.Chip, d.Chip)
+	}
+	if misfit, why := m.fitRevision(d.ChipRevision); misfit != Fits {
+		return misfit, why
 	}
 	if m.SecureVersion < d.SecureVersion {
 		return SecureTooLow, fmt.Sprintf("the release has secure version %d, the device's anti-rollback counter is %d", m.SecureVersion, d.SecureVersion)
@@ -65,4 +71,30 @@ func orNone(s string) string {
 		return "(none)"
 	}
 	return s
+}
+
+// fitRevision holds a chip's revision to what the image runs on.
+func (m Manifest) fitRevision(rev int) (Misfit, string) {
+	lo, hi := m.MinChipRevision, m.MaxChipRevision
+	switch {
+	case lo == 0 && hi == 0:
+		return Fits, ""
+	case rev == 0:
+		return NoRevision, fmt.Sprintf("the release runs on %s, and the device's hello did not name its chip's revision", revisions(lo, hi))
+	case rev < lo || hi > 0 && rev > hi:
+		return WrongRevision, fmt.Sprintf("the release runs on %s, the device has revision %s", revisions(lo, hi), revision(rev))
+	}
+	return Fits, ""
+}
+
+func revision(n int) string { return fmt.Sprintf("v%d.%d", n/100, n%100) }
+
+func revisions(lo, hi int) string {
+	switch {
+	case hi == 0:
+		return "chip revisions from " + revision(lo) + " on"
+	case lo == 0:
+		return "chip revisions up to " + revision(hi)
+	}
+	return fmt.Sprintf("chip revisions %s to %s", revision(lo), revision(hi))
 }

@@ -38,6 +38,12 @@ func TestFit(t *testing.T) {
 			t.Errorf("%s: %q (%s), want %q", name, got, why, c.want)
 		}
 	}
+	silicon := Manifest{Product: "sensor", Version: "2.0.0", MinChipRevision: 100, MaxChipRevision: 301}
+	for rev, want := range map[int]Misfit{0: NoRevision, 1: WrongRevision, 99: WrongRevision, 100: Fits, 301: Fits, 302: WrongRevision} {
+		if got, why := silicon.Fit(Device{Product: "sensor", ChipRevision: rev}, false); got != want || (got == Fits) != (why == "") {
+			t.Errorf("revision %d: %q (%s), want %q", rev, got, why, want)
+		}
+	}
 	open := Manifest{Product: "sensor", Version: "2.0.0"}
 	for _, v := range []string{"", "dev", "esp-idf: v4.4.7 38eeba213a"} {
 		if got, why := open.Fit(Device{Product: "sensor", Version: v}, false); got != Fits {

@@ -16,6 +16,8 @@ import (
 const (
 	MaxImageSize = 128 << 20 // bytes: the largest flash of any ESP32 (esp32.md §1.1)
 	MaxChipLen   = 24        // bytes
+
+	MaxChipRevision = 9999 // v99.99
 )
 
 // Manifest is what a release key signs (DESIGN §8): a JWS ES256 (RFC 7515, RFC 7518 §3.4) over its JSON.
@@ -28,6 +30,10 @@ type Manifest struct {
 	Chip          string          `json:"chip,omitzero"`
 	SecureVersion uint32          `json:"secure_version,omitzero"`
 	MinVersion    Version         `json:"min_version,omitzero"` // versions below this one cannot be updated from
+
+	// Silicon revisions that the image runs on, × 100 as ESP-IDF counts (v3.1 is 301), both ends included; 0: no limit.
+	MinChipRevision int `json:"min_chip_revision,omitzero"`
+	MaxChipRevision int `json:"max_chip_revision,omitzero"`
 }
 
 // Release is a published image with its manifest. It never changes.
@@ -82,6 +88,12 @@ func (m Manifest) Validate() error {
 	}
 	if len(m.Chip) > MaxChipLen || m.Chip != chipName(m.Chip) {
 		return bad("chip: use at most %d of a-z and 0-9, like esp32s3", MaxChipLen)
+	}
+	switch lo, hi := m.MinChipRevision, m.MaxChipRevision; {
+	case lo < 0 || lo > MaxChipRevision || hi < 0 || hi > MaxChipRevision:
+		return bad("min_chip_revision, max_chip_revision: a revision is major × 100 + minor, like 301 for v3.1, at most %d", MaxChipRevision)
+	case hi > 0 && hi < lo:
+		return bad("max_chip_revision %d is below min_chip_revision %d, so no chip could run it", hi, lo)
 	}
 	if m.MinVersion == "" {
 		return nil

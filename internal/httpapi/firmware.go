@@ -99,15 +99,43 @@ func cut[T any](all []T, page fleet.Page, key func(T) string) (part []T, next st
 }
 
 func (s *Server) getRelease(c *call) (answer, error) {
-	product, err := idInvalid(fleet.ParseProductID(c.echo.Param("product")))
-	if err != nil {
-		return answer{}, err
-	}
-	version, err := idInvalid(firmware.ParseVersion(c.echo.Param("version")))
+	product, version, err := c.release()
 	if err != nil {
 		return answer{}, err
 	}
 	r, err := s.c.Firmware.Release(c.ctx, product, version)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(showRelease(r))
+}
+
+// release reads which release a path names.
+func (c *call) release() (fleet.ProductID, firmware.Version, error) {
+	product, err := idInvalid(fleet.ParseProductID(c.echo.Param("product")))
+	if err != nil {
+		return "", "", err
+	}
+	version, err := idInvalid(firmware.ParseVersion(c.echo.Param("version")))
+	return product, version, err
+}
+
+func (s *Server) setFloor(c *call) (answer, error) {
+	var in api.FloorMark
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	return s.markFloor(c, true, in.Why)
+}
+
+func (s *Server) clearFloor(c *call) (answer, error) { return s.markFloor(c, false, "") }
+
+func (s *Server) markFloor(c *call, on bool, why string) (answer, error) {
+	product, version, err := c.release()
+	if err != nil {
+		return answer{}, err
+	}
+	r, err := s.c.Firmware.SetFloor(c.ctx, c.at, product, version, on, why, c.who.Name)
 	if err != nil {
 		return answer{}, err
 	}
@@ -147,6 +175,7 @@ func showRelease(r firmware.Release) api.Release {
 	return api.Release{
 		Product: string(r.Product), Version: string(r.Version), Size: r.Size, SHA256: string(r.SHA256), ImageHash: string(r.ImageHash),
 		Chip: r.Chip, SecureVersion: r.SecureVersion, MinVersion: string(r.MinVersion), KeyID: r.KeyID, JWS: r.JWS,
-		UploadedAt: r.UploadedAt, UploadedBy: r.UploadedBy,
+		UploadedAt: r.UploadedAt, UploadedBy: r.UploadedBy, MinChipRevision: r.MinChipRevision, MaxChipRevision: r.MaxChipRevision,
+		Floor: r.Floor, FloorWhy: r.FloorWhy, FloorBy: r.FloorBy, FloorAt: r.FloorAt,
 	}
 }

@@ -48,6 +48,8 @@ var operations = []operation{
 	{id: "listReleases", method: http.MethodGet, path: "/firmware/releases", role: access.Viewer, query: append([]string{"product"}, paged...), do: (*Server).listReleases},
 	{id: "uploadRelease", method: http.MethodPost, path: "/firmware/releases", role: access.Operator, body: image, do: (*Server).uploadRelease},
 	{id: "getRelease", method: http.MethodGet, path: "/firmware/releases/:product/:version", role: access.Viewer, do: (*Server).getRelease},
+	{id: "setFloor", method: http.MethodPut, path: "/firmware/releases/:product/:version/floor", role: access.Operator, body: jsonBody, do: (*Server).setFloor},
+	{id: "clearFloor", method: http.MethodDelete, path: "/firmware/releases/:product/:version/floor", role: access.Operator, do: (*Server).clearFloor},
 
 	{id: "listRollouts", method: http.MethodGet, path: "/rollouts", role: access.Viewer, query: append([]string{"product", "state"}, paged...), do: (*Server).listRollouts},
 	{id: "createRollout", method: http.MethodPost, path: "/rollouts", role: access.Operator, body: jsonBody, do: (*Server).createRollout},

@@ -68,6 +68,8 @@ type (
 		Publish(ctx context.Context, at time.Time, jws string, image io.Reader, by string) (firmware.Release, error)
 		Release(ctx context.Context, p fleet.ProductID, v firmware.Version) (firmware.Release, error)
 		Releases(ctx context.Context, p fleet.ProductID) ([]firmware.Release, error)
+		// SetFloor marks a release as a floor, or takes the mark off.
+		SetFloor(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, on bool, why, by string) (firmware.Release, error)
 		AddKey(ctx context.Context, at time.Time, text []byte, p fleet.ProductID, by string) (firmware.Key, error)
 		Keys(ctx context.Context) ([]firmware.Key, error)
 		RevokeKey(ctx context.Context, at time.Time, id, by string) (firmware.Key, error)

@@ -72,7 +72,7 @@ func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payl
 	if err != nil {
 		return nil, false, err
 	}
-	target := firmware.Device{Product: d.Product, Chip: status.Chip, Version: status.Version, SecureVersion: status.SecureVersion}
+	target := firmware.Device{Product: d.Product, Chip: status.Chip, ChipRevision: status.ChipRevision, Version: status.Version, SecureVersion: status.SecureVersion}
 	if misfit, why := rel.Fit(target, true); misfit != firmware.Fits {
 		return nil, false, fleet.Coded(fleet.Unprocessable, string(misfit), "%s", why)
 	}

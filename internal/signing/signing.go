@@ -112,6 +112,8 @@ type Order struct {
 	Chip          string
 	SecureVersion uint32
 	MinVersion    firmware.Version
+	MinRevision   int        // of the chip, × 100; 0: any
+	MaxRevision   int        // of the chip, × 100; 0: any
 	ImageHash     fleet.Hash // what the running device reports; empty: the SHA-256 of the file
 }
 
@@ -126,6 +128,7 @@ type Signed struct {
 func Sign(o Order, signer crypto.Signer) (Signed, error) {
 	m := firmware.Manifest{
 		Product: o.Product, Version: o.Version, ImageHash: o.ImageHash, Chip: o.Chip, SecureVersion: o.SecureVersion, MinVersion: o.MinVersion,
+		MinChipRevision: o.MinRevision, MaxChipRevision: o.MaxRevision,
 	}
 	var err error
 	if m.SHA256, m.Size, err = hashFile(o.Image); err != nil {
