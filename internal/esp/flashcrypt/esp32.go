@@ -3,6 +3,8 @@ package flashcrypt
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"encoding/binary"
+	"math/bits"
 	"slices"
 
 	"muster/internal/esp"
@@ -23,8 +25,18 @@ const (
 // esp32Mode is the ESP32's scheme (esp32.md §3.1): each 32-byte unit of flash has its own AES-256 key, which is the
 // eFuse key with the bits flipped that the unit's address selects.
 type esp32Mode struct {
-	key   [keySize]byte
-	flips [highBit + 1][keySize]byte // by address bit, what it flips in the key
+	key   keyWords
+	flips [highBit + 1]keyWords // by address bit, what it flips in the key
+}
+
+// keyWords is an AES key, or what is flipped in one, eight bytes a word.
+type keyWords [keySize / 8]uint64
+
+func wordsOf(b []byte) (w keyWords) {
+	for i := range w {
+		w[i] = binary.LittleEndian.Uint64(b[8*i:])
+	}
+	return w
 }
 
 // NewESP32 returns the ESP32's cipher for a key of 32 bytes, or of 24 with the 3/4 coding scheme, and the
@@ -33,14 +45,17 @@ func NewESP32(key []byte, config uint8) (*Cipher, error) {
 	if config > 0xF {
 		return nil, fleet.Coded(fleet.Invalid, CodeConfig, "FLASH_CRYPT_CONFIG 0x%x: use 0 to 0xF; devices have 0xF unless somebody chose otherwise", config)
 	}
-	m := &esp32Mode{flips: flips(config)}
+	m := &esp32Mode{}
 	switch len(key) {
 	case 32:
-		copy(m.key[:], key)
+		m.key = wordsOf(key)
 	case 24: // esp32.md §3.1: the last 8 bytes are bytes 8 to 15 again
-		copy(m.key[:], slices.Concat(key, key[8:16]))
+		m.key = wordsOf(slices.Concat(key, key[8:16]))
 	default:
 		return nil, keyError(esp.CipherESP32, len(key))
+	}
+	for bit, f := range flips(config) {
+		m.flips[bit] = wordsOf(f[:])
 	}
 	return &Cipher{kind: esp.CipherESP32, end: endESP32, mode: m}, nil
 }
@@ -62,16 +77,21 @@ func flips(config uint8) (f [highBit + 1][keySize]byte) {
 	return f
 }
 
-// unitCipher returns AES with the key of the unit at the address.
-func (m *esp32Mode) unitCipher(unit uint32) (cipher.Block, error) {
-	key := m.key
-	for bit := lowBit; bit <= highBit; bit++ {
-		if unit>>bit&1 == 0 {
-			continue
+// flip flips in words what the address bits flip that are set in address.
+func (m *esp32Mode) flip(words *keyWords, address uint32) {
+	const used = (1<<(highBit+1) - 1) &^ (1<<lowBit - 1)
+	for left := address & used; left != 0; left &= left - 1 {
+		f := &m.flips[bits.TrailingZeros32(left)]
+		for i := range words {
+			words[i] ^= f[i]
 		}
-		for i, flip := range m.flips[bit] {
-			key[i] ^= flip
-		}
+	}
+}
+
+func unitCipher(words keyWords) (cipher.Block, error) {
+	var key [keySize]byte
+	for i, w := range words {
+		binary.LittleEndian.PutUint64(key[8*i:], w)
 	}
 	c, err := aes.NewCipher(key[:])
 	if err != nil {
@@ -91,9 +111,12 @@ func (m *esp32Mode) decrypt(dst, src []byte, address uint32) error {
 
 func (m *esp32Mode) each(dst, src []byte, address uint32, do func(c cipher.Block, dst, src []byte)) error {
 	copy(dst, src)
+	words, at := m.key, uint32(0)
 	for b := dst; len(b) > 0; {
 		n := min(keySize-int(address%keySize), len(b))
-		c, err := m.unitCipher(address &^ (keySize - 1))
+		m.flip(&words, at^address) // from one unit to the next, few address bits change
+		at = address
+		c, err := unitCipher(words)
 		if err != nil {
 			return err
 		}

@@ -261,3 +261,103 @@ func TestKeysThatAreRefused(t *testing.T) {
 }
 
 func second(_ Keys, err error) error { return err }
+
+// freshPage makes page i an empty active one.
+func (p partition) freshPage(i int, seq uint32) page {
+	copy(p.page(i), ff)
+	p.page(i).format(seq, 0xFE)
+	return p.page(i)
+}
+
+// put writes an item at an entry of a page.
+func (p partition) put(pg, entry int, h header, data []byte) {
+	if data != nil {
+		h.setData(data)
+	}
+	h.seal()
+	copy(p.page(pg).entry(entry), h[:])
+	copy(p.page(pg).payload(entry, entrySize+len(data))[entrySize:], data)
+	for i := range int(h[2]) {
+		p.page(pg).markWritten(entry + i)
+	}
+}
+
+// Power was lost while the entries of page 0 were moved to page 1: a device starts the move again.
+func TestAMoveThatPowerCut(t *testing.T) {
+	p := sample(t)
+	p.page(0).setState(wordFreeing)
+	copy(p.freshPage(1, 1)[bitmapOffset:], p.page(0)[bitmapOffset:entriesOffset+3*entrySize])
+	got, err := Decode(p.image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keysOf(got) != "port host cert level" || len(got.Findings) != 1 || got.Findings[0].Code != CodeTorn || got.Findings[0].Severity != esp.Info || got.Findings[0].Offset != PageSize {
+		t.Errorf("read %q, findings %v", keysOf(got), got.Findings)
+	}
+
+	p.page(1).setState(wordFull) // then it is no such move, and the later page counts
+	p.change(1, 1, func(h *header) { h[24] = 43 })
+	got, err = Decode(p.image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if it, _ := got.Find("cfg", "port"); it.Number != 43 {
+		t.Errorf("port is %s", it.Text())
+	}
+}
+
+// A device writes a blob again under the other half of the chunk numbers; the older one counts until the newer one is whole.
+func TestABlobThatWasWrittenAgain(t *testing.T) {
+	index := func(size, count, start byte) header {
+		h := newHeader(1, codeBlobIdx, 1, anyChunk, "cert")
+		h[24], h[25], h[26], h[27], h[28], h[29] = size, 0, 0, 0, count, start
+		return h
+	}
+	newer := []byte("a newer certificate")
+	p := sample(t)
+	p.put(0, 10, newHeader(1, codeBlobData, 2, 0x80, "cert"), newer)
+	for _, v := range []struct {
+		name   string
+		damage func()
+		want   []byte
+		code   string
+	}{
+		{"no index yet", func() {}, bytes.Repeat([]byte{0xCE}, 64), CodeBlob},
+		{"an index, and the older one is there", func() { p.put(0, 12, index(byte(len(newer)), 1, 0x80), nil) }, newer, CodeDuplicate},
+		{"an index that does not fit", func() { p.put(0, 12, index(99, 1, 0x80), nil) }, bytes.Repeat([]byte{0xCE}, 64), CodeBlob},
+		{"an index of no chunks", func() { p.put(0, 12, index(0, 0, 0x80), nil) }, nil, CodeDuplicate},
+	} {
+		v.damage()
+		got, err := Decode(p.image, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if it, ok := got.Find("cfg", "cert"); !ok || !bytes.Equal(it.Data, v.want) || !got.Findings.Has(v.code) {
+			t.Errorf("%s: %d bytes, findings %v", v.name, len(it.Data), got.Findings)
+		}
+	}
+}
+
+func TestNamespacesThatAreNotClear(t *testing.T) {
+	ns := func(name string, index byte) header {
+		h := newHeader(0, codeU8, 1, anyChunk, name)
+		h[24] = index
+		return h
+	}
+	for name, h := range map[string]header{
+		"the same name again": ns("cfg", 2), "the same number again": ns("other", 1), "no name": ns("", 3), "number 255": ns("x", 255),
+	} {
+		p := sample(t)
+		p.put(0, 10, h, nil)
+		got, err := Decode(p.image, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if keysOf(got) != "port host cert level" || len(got.Findings) != 1 || got.Findings[0].Code != CodeNamespace || got.Findings[0].Offset != entriesOffset+10*entrySize {
+			t.Errorf("%s: read %q, findings %v", name, keysOf(got), got.Findings)
+		}
+		if it, ok := got.Find("cfg", "port"); !ok || it.Number != 42 {
+			t.Errorf("%s: cfg:port is lost", name)
+		}
+	}
+}
