@@ -173,7 +173,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	a.catalog = ota.New(ota.Config{
 		Update: update(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),
 		View:   view(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),
-		Images: images, MaxImage: c.Firmware.MaxImage,
+		Images: images, MaxImage: c.Firmware.MaxImage, BytesPerSecond: c.Firmware.BytesPerSecond,
 	})
 	if n, err := a.catalog.Prune(context.Background()); err != nil {
 		return nil, err
@@ -200,8 +200,10 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	device := devapi.New(devapi.Config{
-		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return bundle }, Log: log, Served: a.countDownloads(),
+		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return bundle }, Log: log, Served: a.countDownloads(), BytesPerSecond: c.Firmware.BytesPerSecond,
 	})
+	a.metrics.Gauge("muster_download_backlog_bytes", "Bytes promised to downloads under a byte budget and not sent yet.", func() float64 { n, _ := device.Budget(); return float64(n) })
+	a.metrics.Counter("muster_downloads_sent_away_total", "Downloads that were told to come back later because of a byte budget.", func() float64 { _, n := device.Budget(); return float64(n) })
 	a.devices = device.Devices(devapi.MutualTLS(deviceCert, func() *x509.CertPool { return deviceCAs }))
 	a.recoverer = device.Recovery(devapi.PasswordTLS(deviceCert))
 	if a.listeners.devices, err = a.listen("devices", c.Listen.Devices); err != nil {

@@ -104,7 +104,8 @@ type Recovery struct {
 
 // Firmware bounds what may be published.
 type Firmware struct {
-	MaxImage int64 `koanf:"max_image"` // bytes
+	MaxImage       int64 `koanf:"max_image"`        // bytes
+	BytesPerSecond int64 `koanf:"bytes_per_second"` // of all downloads together; 0: no limit
 }
 
 // Uplink sizes the batches of reports.

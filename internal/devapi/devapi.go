@@ -18,6 +18,7 @@ import (
 
 	"muster/internal/firmware"
 	"muster/internal/fleet"
+	"muster/internal/ota"
 )
 
 // Limits of the listeners. They are generous to a slow device and short to one that is gone.
@@ -33,8 +34,9 @@ const (
 
 // Grants says what a device may download.
 type Grants interface {
-	// Granted returns the release whose image device may have under name (16 or 64 hex digits), or NotFound.
-	Granted(ctx context.Context, device fleet.DeviceID, name string) (firmware.Release, error)
+	// Granted returns the release whose image device may have under name (16 or 64 hex digits), and the budget that its
+	// download has to keep to, or NotFound.
+	Granted(ctx context.Context, device fleet.DeviceID, name string) (ota.Grant, error)
 }
 
 // Images opens image files; NotFound if there is none. The size is in bytes.
@@ -62,7 +64,7 @@ type Served struct {
 	Took     time.Duration // from header to the last byte
 }
 
-// Config of an API. All fields but Served and CacheBytes are needed.
+// Config of an API. All fields but Served, CacheBytes and BytesPerSecond are needed.
 type Config struct {
 	Grants      Grants
 	Images      Images
@@ -71,6 +73,8 @@ type Config struct {
 	Log         *slog.Logger
 	Served      func(Served) // counts downloads; must not block
 	CacheBytes  int64        // images kept in memory, in bytes; 0 means DefaultCacheBytes
+	// BytesPerSecond is the budget of all downloads together; 0: none. A rollout may have one of its own.
+	BytesPerSecond int64
 }
 
 // DefaultCacheBytes holds the few images that a rollout serves at a time.
@@ -83,6 +87,7 @@ type API struct {
 	busy     *counter // requests under way, by device
 	failures *limiter // failed passwords, by address
 	requests *limiter // requests, by device
+	pace     *pacer   // bytes of images
 }
 
 // New returns an API. It starts nothing.
@@ -94,9 +99,15 @@ func New(c Config) *API {
 		c.Served = func(Served) {}
 	}
 	return &API{
-		c: c, cache: newCache(c.CacheBytes), busy: newCounter(perDevice),
+		c: c, cache: newCache(c.CacheBytes), pace: newPacer(c.BytesPerSecond), busy: newCounter(perDevice),
 		failures: newLimiter(failuresPerSecond, failuresBurst), requests: newLimiter(requestsPerSecond, requestsBurst),
 	}
+}
+
+// Budget returns how many bytes of images are promised to downloads under a budget and not sent yet, and how many downloads
+// were sent away because of it.
+func (a *API) Budget() (backlog int64, refused uint64) {
+	return a.pace.backlog(), a.pace.refused.Load()
 }
 
 // Server is one listener's HTTP server.

@@ -28,6 +28,7 @@ import (
 
 	"muster/internal/firmware"
 	"muster/internal/fleet"
+	"muster/internal/ota"
 	"muster/internal/wire"
 )
 
@@ -113,24 +114,25 @@ func (a *authority) server(t testing.TB) *tls.Certificate {
 
 // backend is everything devapi asks: what is stored, who may come in, who may have what.
 type backend struct {
-	mu       sync.Mutex
-	images   map[fleet.Hash][]byte
-	grants   map[fleet.DeviceID]firmware.Release
-	serials  map[fleet.DeviceID]fleet.Serial
-	password map[fleet.DeviceID]fleet.Hash
-	opened   int
-	served   []Served
-	onRead   func() // called at each read of an image file, if not nil
+	mu        sync.Mutex
+	images    map[fleet.Hash][]byte
+	grants    map[fleet.DeviceID]firmware.Release
+	serials   map[fleet.DeviceID]fleet.Serial
+	password  map[fleet.DeviceID]fleet.Hash
+	opened    int
+	served    []Served
+	perSecond int64  // the rollout's byte budget
+	onRead    func() // called at each read of an image file, if not nil
 }
 
-func (b *backend) Granted(_ context.Context, d fleet.DeviceID, name string) (firmware.Release, error) {
+func (b *backend) Granted(_ context.Context, d fleet.DeviceID, name string) (ota.Grant, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	rel, ok := b.grants[d]
 	if !ok || !rel.Names(name) {
-		return firmware.Release{}, fleet.Errorf(fleet.NotFound, "there is no such image for this device")
+		return ota.Grant{}, fleet.Errorf(fleet.NotFound, "there is no such image for this device")
 	}
-	return rel, nil
+	return ota.Grant{Release: rel, Rollout: "r", BytesPerSecond: b.perSecond}, nil
 }
 
 func (b *backend) Admit(d fleet.DeviceID, s fleet.Serial, _ time.Time) (bool, string) {

@@ -23,7 +23,8 @@ import (
 // oneRange. Without a grant the answer is 404, whatever exists.
 func (a *API) image(c echo.Context) error {
 	device, r := deviceOf(c), c.Request()
-	rel, err := a.c.Grants.Granted(r.Context(), device, c.Param("name"))
+	grant, err := a.c.Grants.Granted(r.Context(), device, c.Param("name"))
+	rel := grant.Release
 	if err != nil {
 		if fleet.Is(err, fleet.NotFound) {
 			a.refused(c, device, "no-grant")
@@ -36,6 +37,15 @@ func (a *API) image(c echo.Context) error {
 	}
 	defer done()
 
+	pace, again := a.pace.enter(grant, announced(r, etag(string(rel.SHA256)), rel.Size), time.Now())
+	if again > 0 {
+		c.Response().Header().Set(echo.HeaderRetryAfter, later(again))
+		return fleet.Coded(fleet.Unavailable, "byte_budget", "others are downloading; try again after the time in Retry-After")
+	}
+	if pace != nil {
+		defer func() { pace.leave(time.Now()) }()
+	}
+
 	h := c.Response().Header()
 	if rel.MD5 != "" {
 		h["x-MD5"] = []string{rel.MD5} // lower-case hex: old Arduino cores compare it byte by byte (esp32.md §6.1)
@@ -44,7 +54,7 @@ func (a *API) image(c echo.Context) error {
 	h.Set(echo.HeaderContentType, echo.MIMEOctetStream)
 	h.Set(echo.HeaderCacheControl, "private, max-age=31536000, immutable, no-transform")
 	began := time.Now()
-	serve(c, content, rel.Size)
+	serve(c, content, rel.Size, pace)
 	a.c.Served(Served{
 		Device: device, Product: rel.Product, Version: rel.Version, Recovery: c.Get(recoveryKey) == true, Status: c.Response().Status,
 		Bytes: c.Response().Size, Complete: complete(c), Took: time.Since(began),
@@ -120,12 +130,12 @@ func serveBytes(c echo.Context, kind, caching string, b []byte) error {
 	h.Set("ETag", etag(hex.EncodeToString(sum[:])))
 	h.Set(echo.HeaderContentType, kind)
 	h.Set(echo.HeaderCacheControl, caching)
-	serve(c, bytes.NewReader(b), int64(len(b)))
+	serve(c, bytes.NewReader(b), int64(len(b)), nil)
 	return nil
 }
 
-// serve answers with content, which has size bytes.
-func serve(c echo.Context, content io.ReadSeeker, size int64) {
+// serve answers with content, which has size bytes, within the budgets of d; nil: none.
+func serve(c echo.Context, content io.ReadSeeker, size int64, d *download) {
 	r, w := c.Request(), c.Response()
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	switch oneRange(r.Header.Get("Range")) {
@@ -138,7 +148,11 @@ func serve(c echo.Context, content io.ReadSeeker, size int64) {
 		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
-	http.ServeContent(&bulk{Response: w}, r, "", time.Time{}, content)
+	body := &bulk{Response: w}
+	if d != nil {
+		body.to = &paced{ResponseWriter: w, ctx: r.Context(), d: d}
+	}
+	http.ServeContent(body, r, "", time.Time{}, content)
 }
 
 type verdict int
@@ -192,7 +206,18 @@ var buffers = sync.Pool{New: func() any { return new([bulkSize]byte) }}
 
 // bulk writes in large pieces what io.CopyN in http.ServeContent would copy in pieces of 32 KiB, and what is in memory
 // without copying.
-type bulk struct{ *echo.Response }
+type bulk struct {
+	*echo.Response
+	to *paced // nil: no budget
+}
+
+// Write implements io.Writer.
+func (w *bulk) Write(b []byte) (int, error) {
+	if w.to != nil {
+		return w.to.Write(b)
+	}
+	return w.Response.Write(b)
+}
 
 // ReadFrom implements io.ReaderFrom.
 func (w *bulk) ReadFrom(r io.Reader) (int64, error) {
@@ -203,7 +228,7 @@ func (w *bulk) ReadFrom(r io.Reader) (int64, error) {
 	}
 	buf := buffers.Get().(*[bulkSize]byte)
 	defer buffers.Put(buf)
-	return io.CopyBuffer(struct{ io.Writer }{w.Response}, struct{ io.Reader }{r}, buf[:])
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf[:])
 }
 
 func (w *bulk) writeAll(b []byte) (int64, error) {

@@ -28,12 +28,12 @@ func (a *API) problem(err error, c echo.Context) {
 	}
 	status, detail := explain(err)
 	log := slog.LevelDebug
-	if status >= 500 {
+	if status >= 500 && status != http.StatusServiceUnavailable {
 		log = slog.LevelError
 	}
 	a.c.Log.LogAttrs(c.Request().Context(), log, "device request failed",
 		slog.String("device", string(deviceOf(c))), slog.Int("status", status), slog.Any("error", err))
-	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+	if (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) && c.Response().Header().Get(echo.HeaderRetryAfter) == "" {
 		c.Response().Header().Set(echo.HeaderRetryAfter, retryAfter)
 	}
 	body, err := json.Marshal(struct {

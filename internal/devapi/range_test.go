@@ -26,7 +26,7 @@ func FuzzRange(f *testing.F) {
 			w := httptest.NewRecorder()
 			w.Header().Set("Content-Type", "application/octet-stream")
 			c := e.NewContext(r, w)
-			serve(c, content, int64(len(image)))
+			serve(c, content, int64(len(image)), nil)
 			body := w.Body.Bytes()
 			switch w.Code {
 			case http.StatusOK:

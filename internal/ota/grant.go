@@ -10,13 +10,21 @@ import (
 	"muster/internal/wire"
 )
 
+// Grant is what a device may download now.
+type Grant struct {
+	firmware.Release
+	Rollout        fleet.RolloutID
+	BytesPerSecond int64 // for all downloads of the rollout together; 0: no limit
+	Begun          bool  // the device has some of it already
+}
+
 // Granted returns the release whose image device may download under name, the first 16 or all 64 digits of the file's
 // SHA-256. A device may have what the job it is at offers, and nothing else: without one, with one for another image, or
 // while it is disabled, the answer is the same NotFound, so that guessing tells nothing.
-func (c *Catalog) Granted(ctx context.Context, device fleet.DeviceID, name string) (firmware.Release, error) {
-	var found firmware.Release
+func (c *Catalog) Granted(ctx context.Context, device fleet.DeviceID, name string) (Grant, error) {
+	var found Grant
 	err := c.c.View(ctx, func(tx Tx) error {
-		rel, _, ok, err := current(tx, device)
+		rel, job, ok, err := current(tx, device)
 		if err != nil {
 			return err
 		}
@@ -27,7 +35,11 @@ func (c *Catalog) Granted(ctx context.Context, device fleet.DeviceID, name strin
 		if !ok || err != nil || d.Disabled || !rel.Names(name) {
 			return fleet.Errorf(fleet.NotFound, "there is no such image for this device")
 		}
-		found = rel
+		r, err := tx.Rollout(job.Rollout)
+		if err != nil {
+			return err
+		}
+		found = Grant{Release: rel, Rollout: r.ID, BytesPerSecond: r.Plan.BytesPerSecond, Begun: job.Percent > 0}
 		return nil
 	})
 	return found, err
@@ -80,10 +92,31 @@ func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payl
 	if err != nil {
 		return nil, false, fleet.Wrap(fleet.Internal, err, "release %s %s has no SHA-256", rel.Product, rel.Version)
 	}
-	payload = wire.Encode(wire.OTAOffer{Job: job.Rollout, Version: string(rel.Version), Size: rel.Size, SHA256: sum, Path: rel.Path()})
+	offer := wire.OTAOffer{Job: job.Rollout, Version: string(rel.Version), Size: rel.Size, SHA256: sum, Path: rel.Path()}
+	if offer.Spread, err = c.spread(tx, job, rel.Size); err != nil {
+		return nil, false, err
+	}
+	payload = wire.Encode(offer)
 	if room := wire.Budget(wire.DownTopic(device, wire.DownOTA), status.Buffer); len(payload) > room {
 		return nil, false, fleet.Coded(fleet.Unprocessable, "buffer_too_small",
 			"the offer has %d bytes and the device can take %d; use a shorter rollout id or version, or a larger receive buffer (buf in its hello)", len(payload), room)
 	}
 	return payload, true, nil
+}
+
+// spread returns how long a device is to wait at most before it fetches, in seconds: as long as those that are in flight
+// with it keep the byte budget busy, so that they do not all come at once and are sent away.
+func (c *Catalog) spread(tx Tx, job rollout.Job, size int64) (int, error) {
+	r, err := tx.Rollout(job.Rollout)
+	if err != nil {
+		return 0, err
+	}
+	budget := r.Plan.BytesPerSecond
+	if c.c.BytesPerSecond > 0 && (budget == 0 || c.c.BytesPerSecond < budget) {
+		budget = c.c.BytesPerSecond
+	}
+	if budget == 0 {
+		return 0, nil
+	}
+	return int(min(int64(r.Total.InFlight()-1)*size/budget, wire.MaxSpread)), nil
 }

@@ -36,13 +36,15 @@ type Images interface {
 	List() ([]fleet.Hash, error)
 }
 
-// Config of a Catalog. All fields are needed.
+// Config of a Catalog. All fields but BytesPerSecond are needed.
 type Config struct {
 	Update func(context.Context, func(Tx) error) error
 	View   func(context.Context, func(Tx) error) error
 	Images Images
 	// MaxImage is the largest image that is taken, in bytes.
 	MaxImage int64
+	// BytesPerSecond is the budget of all downloads together; 0: none.
+	BytesPerSecond int64
 }
 
 // Catalog is the releases of all products. Its methods may be called from any goroutine.

@@ -460,7 +460,7 @@ func TestGranted(t *testing.T) {
 	granted := func(d fleet.DeviceID, name string) error {
 		t.Helper()
 		got, err := w.cat.Granted(t.Context(), d, name)
-		if err == nil && got != rel {
+		if err == nil && got.Release != rel {
 			t.Errorf("granted %+v", got)
 		}
 		return err

@@ -1,0 +1,215 @@
+package devapi
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"muster/internal/fleet"
+	"muster/internal/ota"
+)
+
+// Bounds of the byte budget.
+const (
+	maxPiece   = 16 << 10         // bytes that are written at once under a budget
+	minPiece   = 1 << 10          // bytes
+	maxBacklog = 30 * time.Second // of bytes promised to others; a download that would have to wait longer is sent away
+	resumeMore = 4                // a download that has begun may wait so many times longer
+	forgetIdle = time.Minute      // a budget that nobody used for so long is full again, and is forgotten
+)
+
+// pacer keeps downloads within the byte budgets of the server and of each rollout.
+type pacer struct {
+	all     *share // nil: no budget for the server
+	refused atomic.Uint64
+
+	mu sync.Mutex
+	by map[fleet.RolloutID]*share // guarded by mu
+}
+
+// share is one budget. What is promised to requests that are under way and not sent yet is its backlog.
+type share struct {
+	per   int64 // bytes per second
+	lim   *rate.Limiter
+	piece int
+
+	backlog atomic.Int64
+	users   int       // guarded by pacer.mu
+	used    time.Time // guarded by pacer.mu
+}
+
+func newShare(per int64) *share {
+	piece := int(min(max(per/4, minPiece), maxPiece))
+	return &share{per: per, lim: rate.NewLimiter(rate.Limit(per), max(piece, int(min(per/2, 1<<30)))), piece: piece}
+}
+
+// wait returns how long the bytes that are promised take.
+func (s *share) wait() time.Duration {
+	return time.Duration(float64(s.backlog.Load()) / float64(s.per) * float64(time.Second))
+}
+
+// newPacer returns a pacer with a budget for the whole server, in bytes per second; 0: none.
+func newPacer(per int64) *pacer {
+	p := &pacer{by: map[fleet.RolloutID]*share{}}
+	if per > 0 {
+		p.all = newShare(per)
+	}
+	return p
+}
+
+// download is one response under the budgets that it has to keep to.
+type download struct {
+	p      *pacer
+	name   fleet.RolloutID
+	shares []*share
+	left   int64 // promised bytes that were not sent yet
+	piece  int
+}
+
+// enter promises n bytes to a download. A nil download keeps to no budget. With a backlog that is too long it is refused:
+// again is when it should be tried again.
+func (p *pacer) enter(g ota.Grant, n int64, at time.Time) (d *download, again time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, s := range p.by {
+		if s.users == 0 && at.Sub(s.used) > forgetIdle {
+			delete(p.by, name)
+		}
+	}
+	d = &download{p: p, left: n, piece: maxPiece}
+	if p.all != nil {
+		d.shares = append(d.shares, p.all)
+	}
+	if g.BytesPerSecond > 0 {
+		s := p.by[g.Rollout]
+		if s == nil || s.per != g.BytesPerSecond {
+			s = newShare(g.BytesPerSecond)
+			p.by[g.Rollout] = s
+		}
+		d.shares, d.name = append(d.shares, s), g.Rollout
+	}
+	if len(d.shares) == 0 {
+		return nil, 0
+	}
+	limit := maxBacklog
+	if g.Begun {
+		limit *= resumeMore
+	}
+	for _, s := range d.shares {
+		if w := s.wait(); w > limit {
+			again = max(again, w)
+		}
+	}
+	if again > 0 {
+		p.refused.Add(1)
+		return nil, again
+	}
+	for _, s := range d.shares {
+		s.users++
+		s.used = at
+		s.backlog.Add(n)
+		d.piece = min(d.piece, s.piece)
+	}
+	return d, 0
+}
+
+// leave gives back what was promised and not sent.
+func (d *download) leave(at time.Time) {
+	d.p.mu.Lock()
+	defer d.p.mu.Unlock()
+	for _, s := range d.shares {
+		s.users--
+		s.used = at
+		s.backlog.Add(-d.left)
+	}
+	d.left = 0
+}
+
+// take waits until n bytes, at most a piece, may be sent. The wait begins when the device has taken what came before, so a
+// slow device holds nothing that others could use.
+func (d *download) take(ctx context.Context, n int) error {
+	for _, s := range d.shares {
+		if err := s.lim.WaitN(ctx, n); err != nil {
+			return err
+		}
+	}
+	paid := min(int64(n), d.left)
+	d.left -= paid
+	for _, s := range d.shares {
+		s.backlog.Add(-paid)
+	}
+	return nil
+}
+
+// backlog returns the bytes that are promised and not sent, over all budgets.
+func (p *pacer) backlog() (n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all != nil {
+		return p.all.backlog.Load()
+	}
+	for _, s := range p.by {
+		n += s.backlog.Load()
+	}
+	return n
+}
+
+// paced writes a body in pieces, each when the budgets allow it.
+type paced struct {
+	http.ResponseWriter
+	ctx context.Context
+	d   *download
+}
+
+func (w *paced) Write(b []byte) (done int, err error) {
+	for len(b) > 0 {
+		piece := b[:min(w.d.piece, len(b))]
+		if err := w.d.take(w.ctx, len(piece)); err != nil {
+			return done, err
+		}
+		n, err := w.ResponseWriter.Write(piece)
+		done += n
+		if err != nil {
+			return done, err
+		}
+		b = b[n:]
+	}
+	return done, nil
+}
+
+// announced returns how many bytes a GET of size bytes will be answered with, as far as can be told before: 0 if it has
+// the image already, the rest of it behind a Range.
+func announced(r *http.Request, tag string, size int64) int64 {
+	if r.Method != http.MethodGet || strings.Contains(r.Header.Get("If-None-Match"), tag) {
+		return 0
+	}
+	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
+	if !ok || oneRange(r.Header.Get("Range")) == ignored {
+		return size
+	}
+	first, last, _ := strings.Cut(strings.TrimSpace(spec), "-")
+	from, err1 := strconv.ParseInt(first, 10, 64)
+	to, err2 := strconv.ParseInt(last, 10, 64)
+	switch {
+	case err1 != nil && err2 != nil:
+		return 0
+	case err1 != nil: // the last bytes
+		return min(to, size)
+	case err2 != nil:
+		to = size - 1
+	}
+	return max(min(to, size-1)-from+1, 0)
+}
+
+// later is what a device that is sent away is told, in seconds: after the backlog, and spread over as long again, so that
+// those that were sent away together do not come back together.
+func later(backlog time.Duration) string {
+	return strconv.Itoa(int((backlog + rand.N(backlog+time.Second)) / time.Second))
+}
