@@ -107,8 +107,8 @@ func lay(entries []Entry, o Options) (*layout, error) {
 		return nil, err
 	}
 	namespaces := map[string]byte{}
-	type place struct{ namespace, key string }
-	seen := map[place]Entry{}
+	type name struct{ namespace, key string }
+	seen := map[name]Entry{}
 	for _, e := range entries {
 		if err := e.check(v); err != nil {
 			return nil, err
@@ -127,7 +127,7 @@ func lay(entries []Entry, o Options) (*layout, error) {
 		if e.Type == Namespace {
 			continue
 		}
-		at := place{e.Namespace, e.Key}
+		at := name{e.Namespace, e.Key}
 		if first, twice := seen[at]; twice && !o.AsGenerator {
 			return nil, fleet.Coded(fleet.Invalid, CodeDuplicate, "%s is there twice%s: a device keeps one of them; take one away", e.where(), first.firstLine())
 		}
