@@ -32,10 +32,18 @@ func TestCheckFinds(t *testing.T) {
 		"in flight":          {Halting, func(r *Rollout) { r.Plan.MaxInFlight = 0 }, "1 in flight, 0 allowed"},
 		"quota":              {Halting, func(r *Rollout) { r.Plan.Stages = []Stage{{Count: 1}} }, "2 granted, stage 1 allows 1"},
 		"too few failures":   {Running, func(r *Rollout) { r.Failures = -1 }, "-1 failures"},
-		"too many failures":  {Halted, func(r *Rollout) { r.Failures = 2 }, "2 failures in this round, 1 in all"},
+		"too many failures":  {Halted, func(r *Rollout) { r.Failures = 2 }, "2 failures in this round, verdicts"},
+		"too many verdicts":  {Halted, func(r *Rollout) { r.Failures, r.Verdicts.TimedOut = 2, 1 }, "2 failures in this round"},
+		"another kind":       {Halted, func(r *Rollout) { r.Verdicts.Failed, r.Verdicts.TimedOut = 0, 1 }, "1 timed-out in this round, 0 in all"},
+		"success of nobody":  {Halted, func(r *Rollout) { r.Verdicts.Succeeded = 1 }, "1 failures in this round, verdicts"},
+		"more bad than seen": {Running, func(r *Rollout) { r.Health.Bad = 1 }, "1 of 0 watched devices are bad"},
+		"begun schedule":     {Running, func(r *Rollout) { r.State = Scheduled }, "scheduled, and has begun"},
+		"no approval":        {Running, func(r *Rollout) { r.Plan.Approval = true }, "without the approval"},
+		"own approval":       {Running, func(r *Rollout) { r.Approved = Approval{By: "ada", At: epoch} }, "approved by whoever created it"},
+		"still filling":      {Running, func(r *Rollout) { r.Filling = true }, "before its target was filled"},
+		"nameless rollback":  {RollingBack, func(r *Rollout) { r.UndoneBy = "" }, "undone by"},
 		"runs on":            {Halted, func(r *Rollout) { r.State = Running }, "running with 1 failures, 0 tolerated"},
-		"pauses on":          {Halted, func(r *Rollout) { r.State = Paused }, "paused with 1 failures, 0 tolerated"},
-		"begun draft":        {Running, func(r *Rollout) { r.State = Draft }, "a draft that has begun"},
+		"begun draft":        {Running, func(r *Rollout) { r.State = Draft }, "draft, and has begun"},
 		"no start":           {Running, func(r *Rollout) { r.StartedAt = time.Time{} }, "running without a start"},
 		"no round":           {Running, func(r *Rollout) { r.Round = 0 }, "running without a start"},
 		"halted in flight":   {Halting, func(r *Rollout) { r.State = Halted }, "halted with 1 in flight"},
@@ -44,7 +52,7 @@ func TestCheckFinds(t *testing.T) {
 		"early end":          {Running, func(r *Rollout) { r.EndedAt = epoch }, "running, ended at"},
 		"early sweep":        {Running, func(r *Rollout) { r.Sweep = Skipped }, "running and sweeping"},
 		"idle sweep":         {Completed, func(r *Rollout) { r.Sweep = Skipped }, "0 jobs open, sweep"},
-		"no sweep":           {Aborted, func(r *Rollout) { r.Sweep = "" }, "3 jobs open, sweep"},
+		"no sweep":           {Aborted, func(r *Rollout) { r.Sweep = "" }, "2 jobs open, sweep"},
 		"odd sweep":          {Aborted, func(r *Rollout) { r.Sweep = Skipped }, "sweeping to skipped"},
 		"done too early":     {Halting, func(r *Rollout) { r.Stages[0].DoneAt = epoch }, "stage 1 is done with 1 in flight"},
 	} {
@@ -73,14 +81,14 @@ func TestCheckAllFinds(t *testing.T) {
 		"no stage":         {Failed, func(j *Job) { j.Stage = 0 }, "stage 0"},
 		"no attempt":       {Failed, func(j *Job) { j.Attempts = 0 }, "0 attempts"},
 		"no deadline":      {Offered, func(j *Job) { j.Deadline = time.Time{} }, "deadline"},
-		"no grant":         {Offered, func(j *Job) { j.GrantedAt, j.Deadline, j.Stage, j.Attempts = zero, zero, 0, 0 }, "granted, granted at"},
+		"no grant":         {Offered, func(j *Job) { j.GrantedAt, j.Deadline, j.Stage, j.Attempts = zero, zero, 0, 0 }, "offered, granted at"},
 		"pending, granted": {Offered, func(j *Job) { j.State = Pending }, "pending, granted at"},
 		"skipped, granted": {Offered, func(j *Job) { j.State = Skipped }, "skipped, granted at"},
 		"no finish":        {Failed, func(j *Job) { j.FinishedAt = zero }, "failed, finished at"},
-		"early finish":     {Offered, func(j *Job) { j.FinishedAt = epoch }, "granted, finished at"},
+		"early finish":     {Offered, func(j *Job) { j.FinishedAt = epoch }, "offered, finished at"},
 		"no round":         {Failed, func(j *Job) { j.Round = 0 }, "failed in round 0 of 1"},
 		"later round":      {Failed, func(j *Job) { j.Round = 2 }, "failed in round 2 of 1"},
-		"odd round":        {Offered, func(j *Job) { j.Round = 1 }, "granted in round 1"},
+		"odd round":        {Offered, func(j *Job) { j.Round = 1 }, "offered in round 1"},
 		"no cause":         {Failed, func(j *Job) { j.Cause = Cause{} }, "failed without a cause"},
 		"late":             {Failed, func(j *Job) { j.Late = true }, "failed and late"},
 		"percent":          {Offered, func(j *Job) { j.Percent = 101 }, "101 %"},
@@ -115,7 +123,8 @@ func TestCheckAllComparesHeaderAndRows(t *testing.T) {
 	}
 	r := w.r
 	r.Failures--
-	if err := CheckAll(r, maps.Values(w.jobs)); err == nil || !strings.Contains(err.Error(), "the rows have 2") {
+	r.Verdicts.Failed--
+	if err := CheckAll(r, maps.Values(w.jobs)); err == nil || !strings.Contains(err.Error(), "the header has verdicts") {
 		t.Errorf("%v", err)
 	}
 	r.State = "odd"

@@ -51,7 +51,7 @@ type (
 		Floor     int            // number of the floor that the device must take next; 0: the release itself
 		From      fleet.Hash     // the image that it runs
 		Zone      *time.Location // of the window: that of the plan, or the device's own where the plan says so; nil: UTC
-		Disrupted int            // devices of its site that are in flight or went dark
+		Disrupted int            // devices of its site that are in flight
 		SiteSize  int            // targets of its site
 	}
 

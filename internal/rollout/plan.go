@@ -79,7 +79,7 @@ type Pace struct {
 	Every     int     `json:"every,omitzero"`  // successes
 }
 
-// SiteBudget limits how many devices that share a label's value are disrupted at once: in flight, or gone dark. A device
+// SiteBudget limits how many devices that share a label's value are disrupted at once: in flight. A device
 // without the label is in no site. At least one device per site may always go.
 type SiteBudget struct {
 	Label   string `json:"label,omitzero"`

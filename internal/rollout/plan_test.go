@@ -11,7 +11,7 @@ import (
 )
 
 func TestPlanValidate(t *testing.T) {
-	ok := Plan{MaxInFlight: 1, DeviceTimeout: time.Hour, OfflineGrace: time.Hour}
+	ok := Plan{DarkAfter: DefaultDarkAfter, MaxInFlight: 1, DeviceTimeout: time.Hour, OfflineGrace: time.Hour}
 	stages := func(ss ...Stage) func(*Plan) { return func(p *Plan) { p.Stages = ss } }
 	all := Stage{Percent: 100}
 	for name, c := range map[string]struct {
@@ -124,8 +124,8 @@ func TestQuota(t *testing.T) {
 func TestPlanDefaults(t *testing.T) {
 	p := Plan{}.WithDefaults()
 	want := Plan{
-		Stages:      []Stage{{Name: "canary", Count: 1}, {Percent: 10}, {Percent: 100}},
-		MaxInFlight: 100, DeviceTimeout: time.Hour, OfflineGrace: 7 * 24 * time.Hour,
+		Stages:    []Stage{{Name: "canary", Count: 1}, {Percent: 10}, {Percent: 100}},
+		DarkAfter: DefaultDarkAfter, MaxInFlight: 100, DeviceTimeout: time.Hour, OfflineGrace: 7 * 24 * time.Hour,
 	}
 	if !reflect.DeepEqual(p, want) {
 		t.Errorf("got %+v", p)
@@ -135,15 +135,15 @@ func TestPlanDefaults(t *testing.T) {
 			t.Errorf("the default plan does not fit %d devices: %v", n, err)
 		}
 	}
-	set := Plan{Stages: []Stage{{Percent: 100}}, MaxFailures: 3, MaxInFlight: 7, DeviceTimeout: time.Minute, Soak: time.Second, OfflineGrace: time.Hour}
+	set := Plan{Stages: []Stage{{Percent: 100}}, MaxFailures: 3, DarkAfter: DefaultDarkAfter, MaxInFlight: 7, DeviceTimeout: time.Minute, Soak: time.Second, OfflineGrace: time.Hour}
 	if got := set.WithDefaults(); !reflect.DeepEqual(got, set) {
 		t.Errorf("defaults changed what was set: %+v", got)
 	}
 }
 
 func TestPlanJSON(t *testing.T) {
-	p := Plan{Stages: []Stage{{Name: "canary", Count: 1}, {Percent: 100}}, MaxFailures: 2, MaxInFlight: 5, DeviceTimeout: 90 * time.Second, OfflineGrace: time.Hour}
-	const want = `{"stages":[{"name":"canary","count":1},{"percent":100}],"max_failures":2,"max_in_flight":5,"device_timeout":"1m30s","soak":"0s","offline_grace":"1h0m0s"}`
+	p := Plan{Stages: []Stage{{Name: "canary", Count: 1}, {Percent: 100}}, MaxFailures: 2, DarkAfter: DefaultDarkAfter, MaxInFlight: 5, DeviceTimeout: 90 * time.Second, OfflineGrace: time.Hour}
+	const want = `{"stages":[{"name":"canary","count":1},{"percent":100}],"max_failures":2,"max_in_flight":5,"device_timeout":"1m30s","dark_after":"15m0s","soak":"0s","offline_grace":"1h0m0s"}`
 	b, err := json.Marshal(p)
 	if err != nil || string(b) != want {
 		t.Fatalf("%v %s", err, b)

@@ -240,11 +240,11 @@ func TestBadRollout(t *testing.T) {
 	w.must(AbortedBy{At: w.at, Who: "bob"})
 	const want = `
 running -> running stage-opened: stage 1 of 2 is open: up to 3 of 10 devices
-running -> halting no-success: no device of stage 1 succeeded: 0 succeeded, 1 failed, 1 rolled back, 1 timed out
-halting -> halted drained: no device of stage 1 succeeded: 0 succeeded, 1 failed, 1 rolled back, 1 timed out
+running -> halting no-success: no device of stage 1 succeeded: 0 succeeded, 1 rejected, 1 rolled back, 1 timed out
+halting -> halted drained: no device of stage 1 succeeded: 0 succeeded, 1 rejected, 1 rolled back, 1 timed out
 halted -> running resumed: resumed by bob after 3 failures; stage 1 may try 3 devices
-running -> halting no-success: no device of stage 1 succeeded: 0 succeeded, 4 failed, 1 rolled back, 1 timed out
-halting -> halted drained: no device of stage 1 succeeded: 0 succeeded, 4 failed, 1 rolled back, 1 timed out
+running -> halting no-success: no device of stage 1 succeeded: 0 succeeded, 3 failed, 1 rejected, 1 rolled back, 1 timed out
+halting -> halted drained: no device of stage 1 succeeded: 0 succeeded, 3 failed, 1 rejected, 1 rolled back, 1 timed out
 halted -> running resumed: resumed by bob after 3 failures; stage 1 may try 3 devices
 running -> aborted aborted: aborted by bob
 `
@@ -256,7 +256,7 @@ running -> aborted aborted: aborted by bob
 	if b.String() != want {
 		t.Errorf("got %s", b.String())
 	}
-	if got := w.alerts[0]; got != "rollout r1 halts in stage 1 of 2: no device of stage 1 succeeded: 0 succeeded, 1 failed, 1 rolled back, 1 timed out" {
+	if got := w.alerts[0]; got != "rollout r1 halts in stage 1 of 2: no device of stage 1 succeeded: 0 succeeded, 1 rejected, 1 rolled back, 1 timed out" {
 		t.Errorf("alert %q", got)
 	}
 }

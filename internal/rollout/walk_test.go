@@ -39,13 +39,57 @@ func anyPlan(t *rapid.T, n int) Plan {
 	return p
 }
 
+// anyPolicy adds some of every policy to a plan that fits n targets.
+func anyPolicy(t *rapid.T, p Plan, n int) Plan {
+	minutes := func(name string, of ...int) time.Duration {
+		return time.Duration(rapid.SampledFrom(of).Draw(t, name)) * time.Minute
+	}
+	maybe := func(name string) bool { return rapid.IntRange(0, 2).Draw(t, name) == 0 }
+	p.VerifyFor = minutes("verify", 0, 0, 5, 40)
+	p.DarkAfter = minutes("dark", 1, 10, 60)
+	p.Retries, p.RetryBackoff = rapid.IntRange(0, 3).Draw(t, "retries"), minutes("backoff", 1, 10)
+	for i := range p.Stages {
+		p.Stages[i].MinSuccess = rapid.SampledFrom([]int{0, 0, 30, 100}).Draw(t, "min success")
+		p.Stages[i].Hold = maybe("hold")
+	}
+	if maybe("steps") {
+		p.AcceptTimeout, p.DownloadTimeout, p.InstallTimeout = p.DeviceTimeout/2, p.DeviceTimeout/2, p.DeviceTimeout
+	}
+	if maybe("pace") {
+		p.Pace = Pace{PerMinute: rapid.SampledFrom([]int{1, 3, 600}).Draw(t, "per minute")}
+		if maybe("growth") {
+			p.Pace.Base, p.Pace.Factor, p.Pace.Every = 1, 2, 2
+		}
+	}
+	if maybe("window") {
+		p.Window = Window{Cron: "0 */3 * * *", Length: time.Hour}
+	}
+	if maybe("sites") {
+		p.Sites = SiteBudget{Label: "site", Percent: rapid.SampledFrom([]int{1, 50}).Draw(t, "site percent")}
+	}
+	if maybe("limits") {
+		p.Limits = []Limit{
+			{Kinds: []JobState{RolledBack}, Count: n, Then: rapid.SampledFrom([]Reaction{"", ThenPause, ThenAbort}).Draw(t, "then")},
+			{Percent: 20, MinSample: 3, Confidence: rapid.SampledFrom([]int{0, 90}).Draw(t, "confidence"), Then: ThenPause},
+		}
+	}
+	if p.VerifyFor > 0 && maybe("health") {
+		p.Health = Health{BadBoots: []string{"panic"}, Compare: maybe("compare")}
+	}
+	if maybe("rollback") {
+		p.Rollback = RollbackPlan{Version: "1.0.0"}
+		p.FailThen = rapid.SampledFrom([]Reaction{"", ThenPause, ThenRollback}).Draw(t, "fail then")
+	}
+	return p
+}
+
 // anyEvent draws an event, sensible or not, of a device or the operator.
 func anyEvent(t *rapid.T, w *world, n int) Event {
 	d := deviceID(rapid.IntRange(0, n).Draw(t, "device")) // one more than there are: a stranger
 	session := w.at.Add(-time.Duration(rapid.SampledFrom([]int{0, 0, 1, 5, 60, 600}).Draw(t, "session")) * time.Minute)
 	switch k := rapid.IntRange(0, 99).Draw(t, "event"); {
 	case k < 30:
-		return Asked{At: w.at, Device: d}
+		return w.asked(d)
 	case k < 48:
 		all := []Report{ReportAccepted, ReportDownloading, ReportDownloaded, ReportInstalled, ReportInstalled, ReportRebooting, ReportFailed, ReportRejected, ReportRolledBack, "lies"}
 		return Reported{At: w.at, Device: d, Report: rapid.SampledFrom(all).Draw(t, "report"), Percent: rapid.IntRange(-10, 110).Draw(t, "pct"), Text: "x"}
@@ -55,8 +99,23 @@ func anyEvent(t *rapid.T, w *world, n int) Event {
 		return Reverted{At: w.at, Device: d, Session: session}
 	case k < 74:
 		return Excluded{At: w.at, Device: d, Why: "removed"}
+	case k < 76:
+		return Unhealthy{At: w.at, Device: d, Why: "panic"}
+	case k < 77:
+		return Compared{At: w.at, Control: rapid.IntRange(0, 50).Draw(t, "control"), Bad: rapid.IntRange(0, 3).Draw(t, "bad")}
 	case k < 88:
-		return Ticked{At: w.at, OnlinePending: rapid.IntRange(-1, 2).Draw(t, "online")}
+		ev := Ticked{At: w.at, OnlinePending: rapid.IntRange(-1, 2).Draw(t, "online"), OnlineWaiting: rapid.IntRange(-1, 1).Draw(t, "again"), Offline: map[fleet.DeviceID]time.Time{}}
+		for i := range n {
+			if rapid.IntRange(0, 3).Draw(t, "gone") == 0 {
+				ev.Offline[deviceID(i)] = session
+			}
+		}
+		ev.Blind = rapid.IntRange(0, 4).Draw(t, "blind") == 0
+		return ev
+	case k < 89:
+		return AdvancedBy{At: w.at, Who: "op"}
+	case k < 90:
+		return RetriedBy{At: w.at, Who: "op"}
 	case k < 91:
 		return PausedBy{At: w.at, Who: "op"}
 	case k < 96:
@@ -66,6 +125,9 @@ func anyEvent(t *rapid.T, w *world, n int) Event {
 	case k < 98 && rapid.IntRange(0, 3).Draw(t, "really") == 0:
 		return AbortedBy{At: w.at, Who: "op"}
 	case k < 99:
+		if rapid.IntRange(0, 3).Draw(t, "back") == 0 {
+			return RollbackBy{At: w.at, Who: "op"}
+		}
 		return Added{At: w.at, Targets: targets("late-comer")}
 	default:
 		return Started{At: w.at, Who: "op"}
@@ -79,10 +141,17 @@ func TestWalks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 40).Draw(t, "targets")
 		p := anyPlan(t, n)
+		if rapid.Bool().Draw(t, "policies") {
+			p = anyPolicy(t, p, n)
+		}
 		w := begun(t, n, p)
+		w.jumps = rapid.IntRange(0, 3).Draw(t, "clock jumps") == 0
 		var log []Event
 		for range rapid.IntRange(1, 150).Draw(t, "events") {
 			w.pass(time.Duration(rapid.SampledFrom([]int{0, 0, 1, 5, 30}).Draw(t, "minutes")) * time.Minute)
+			if w.jumps && rapid.IntRange(0, 20).Draw(t, "jump") == 0 {
+				w.pass(time.Duration(rapid.IntRange(-72, 72).Draw(t, "hours")) * time.Hour)
+			}
 			ev := anyEvent(t, w, n)
 			log = append(log, ev)
 			before, rows := w.r, maps.Clone(w.jobs)
@@ -93,6 +162,7 @@ func TestWalks(t *testing.T) {
 				}
 				continue
 			}
+			w.restart()
 			holdGates(t, w, before, rows, ev, fx)
 			holdTwice(t, w, ev, fx)
 		}
@@ -118,34 +188,48 @@ func holdGates(t *rapid.T, w *world, before Rollout, rows map[fleet.DeviceID]Job
 	t.Helper()
 	for d, j := range w.jobs {
 		old := rows[d]
-		if j.GrantedAt.IsZero() || !old.GrantedAt.IsZero() {
-			if j.GrantedAt != old.GrantedAt || j.Deadline != old.Deadline || j.Stage != old.Stage || j.Attempts != old.Attempts {
+		if j.Attempts == old.Attempts {
+			_, ticked := ev.(Ticked) // may begin an attempt again that lies in the future
+			if j.GrantedAt != old.GrantedAt && !ticked || j.Stage != old.Stage {
 				t.Fatalf("the grant of %s changed: %+v, then %+v", d, old, j)
 			}
 			continue
 		}
-		granted, flying := 0, 0
+		granted, flying, site := 0, 0, 0
 		for _, k := range w.jobs {
 			if !k.GrantedAt.IsZero() {
 				granted++
 			}
 			if k.State.InFlight() {
 				flying++
+				if k.Site == j.Site && k.Site != "" {
+					site++
+				}
 			}
 		}
 		quota := naiveQuota(w.r.Plan.Stages[j.Stage-1], w.r.Targets) + w.r.Stages[j.Stage-1].Extra
-		if _, ok := ev.(Asked); !ok || before.State != Running || before.Room(w.at, nil) < 1 || granted > quota || flying > w.r.Plan.MaxInFlight {
+		room := before.Room(w.at, nil) > 0 || old.State == Waiting && before.Refusal(w.at, nil) == ""
+		asked, ok := ev.(Asked)
+		if !ok || before.State != Running || !room || old.Attempts == 0 && granted > quota || flying > w.r.Plan.MaxInFlight || j.Attempts != old.Attempts+1 {
 			t.Fatalf("%T granted %s in %s: %d of %d granted, %d in flight", ev, d, before.State, granted, quota, flying)
 		}
-		if !j.Deadline.Equal(w.at.Add(w.r.Plan.DeviceTimeout)) {
-			t.Fatalf("deadline %v", j.Deadline)
+		if w.r.Plan.Sites.Label != "" && j.Site != "" && site > max((asked.SiteSize*w.r.Plan.Sites.Percent+99)/100, 1) {
+			t.Fatalf("%d of %d devices of site %s in flight", site, asked.SiteSize, j.Site)
 		}
+		if hour := w.at.Hour() % 3; w.r.Plan.Window.Set() && hour != 0 {
+			t.Fatalf("%s was granted at %v, outside of the window", d, w.at)
+		}
+		if old.State == Waiting && w.at.Before(old.RetryAt) {
+			t.Fatalf("%s was granted %v before its time", d, old.RetryAt.Sub(w.at))
+		}
+		holdPace(t, w)
 	}
 	if before.Stage == 0 || w.r.Stage == before.Stage {
 		return
 	}
 	// A stage was opened: its predecessor was proven, quiet, and soaked.
 	proven := false
+	_, byHand := ev.(AdvancedBy)
 	for d, j := range w.jobs {
 		if j.Stage == before.Stage && j.State == Succeeded {
 			proven = true
@@ -153,7 +237,7 @@ func holdGates(t *rapid.T, w *world, before Rollout, rows map[fleet.DeviceID]Job
 		if j.State.InFlight() {
 			t.Fatalf("stage %d was opened with %s in flight", w.r.Stage, d)
 		}
-		if old := rows[d]; old.Stage == before.Stage && !old.Late && !old.FinishedAt.IsZero() && j == old && w.at.Sub(j.FinishedAt) < w.r.Plan.Soak {
+		if old := rows[d]; old.Stage == before.Stage && !old.Late && !old.FinishedAt.IsZero() && j == old && w.at.Sub(j.FinishedAt) < w.r.Plan.Soak && !byHand && !w.jumps {
 			t.Fatalf("stage %d was opened %v after %s finished, soak %v", w.r.Stage, w.at.Sub(j.FinishedAt), d, w.r.Plan.Soak)
 		}
 	}
@@ -162,6 +246,25 @@ func holdGates(t *rapid.T, w *world, before Rollout, rows map[fleet.DeviceID]Job
 	}
 	if w.r.Stage < before.Stage || before.State == Draft {
 		t.Fatalf("stage %d after stage %d", w.r.Stage, before.Stage)
+	}
+}
+
+// holdPace counts the grants of the last minute. With a clock that jumps there is no such minute.
+func holdPace(t *rapid.T, w *world) {
+	t.Helper()
+	w.times = append(w.times, w.at)
+	p := w.r.Plan.Pace
+	if w.jumps || p.PerMinute == 0 {
+		return
+	}
+	n := 0
+	for _, at := range w.times {
+		if w.at.Sub(at) < time.Minute {
+			n++
+		}
+	}
+	if most := p.PerMinute + p.PerMinute/60 + 1; n > most {
+		t.Fatalf("%d grants in a minute, at most %d", n, most)
 	}
 }
 
@@ -193,7 +296,7 @@ func holdReplay(t *rapid.T, w *world, n int, p Plan, log []Event) {
 		}
 	}
 	same := reflect.DeepEqual(w.history, again.history)
-	if w.r.Sweep == "" && w.r.State != Aborted { // how a sweep is batched is the caller's choice
+	if w.r.Sweep == "" && w.r.State != Aborted && w.r.State != RollingBack { // how a sweep is batched is the caller's choice
 		same = same && reflect.DeepEqual(w.r, again.r) && reflect.DeepEqual(w.jobs, again.jobs)
 	}
 	if !same {
@@ -205,24 +308,28 @@ func holdReplay(t *rapid.T, w *world, n int, p Plan, log []Event) {
 // stay offline for as long as that can be.
 func finish(t *rapid.T, w *world) {
 	t.Helper()
-	offline := map[fleet.DeviceID]bool{}
+	offline := map[fleet.DeviceID]time.Time{}
 	for _, d := range slices.Sorted(maps.Keys(w.jobs)) {
-		offline[d] = rapid.IntRange(0, 3).Draw(t, "offline") == 0
+		if rapid.IntRange(0, 3).Draw(t, "offline") == 0 {
+			offline[d] = w.at
+		}
 	}
-	var steps int
-	for !w.r.State.Final() {
-		if steps++; steps > 20*len(w.jobs)+100 {
+	for steps := 0; !w.r.State.Final(); steps++ {
+		if steps > 60*len(w.jobs)+400 {
 			t.Fatalf("%s in stage %d (%s) for ever: %+v", w.r.State, w.r.Stage, w.r.Reason, w.r.Total)
 		}
-		if w.r.State == Paused || w.r.State == Halted {
-			w.must(ResumedBy{At: w.at, Who: "op"})
-		}
-		online := 0
-		for _, d := range w.order(Pending) {
-			if offline[d] {
+		w.operate()
+		online, again := 0, 0
+		for _, d := range append(w.order(Waiting), w.order(Pending)...) {
+			if _, gone := offline[d]; gone {
 				continue
 			}
-			if w.ask(d) != "" {
+			if w.ask(d) == "" {
+				continue
+			}
+			if w.jobs[d].State == Waiting {
+				again++
+			} else if w.jobs[d].Ring <= w.r.Stage {
 				online++
 			}
 		}
@@ -233,19 +340,34 @@ func finish(t *rapid.T, w *world) {
 			}
 		}
 		rev := w.r.Rev
-		w.tick(online)
-		w.pass(200 * time.Minute)
-		w.tick(online)
-		if w.r.Rev == rev && w.r.State == Running && online == 0 && w.r.Total.InFlight() == 0 {
-			for d := range offline { // an unproven stage waits for somebody to come
-				offline[d] = false
-			}
+		for _, after := range []time.Duration{0, 61 * time.Minute, 140 * time.Minute} {
+			w.pass(after)
+			w.must(Ticked{At: w.at, OnlinePending: online, OnlineWaiting: again, Offline: offline})
+		}
+		if w.r.Rev == rev && w.r.State == Running && online+again == 0 && w.r.Total.InFlight() == 0 {
+			clear(offline) // an unproven stage waits for somebody to come
 		}
 	}
 	w.sweep()
 	for d, j := range w.jobs {
 		if !j.State.Finished() {
 			t.Fatalf("%s, and %s is %s", w.r.State, d, j.State)
+		}
+	}
+}
+
+// operate is what a patient operator does about a rollout that waits for him.
+func (w *world) operate() {
+	w.t.Helper()
+	switch w.r.State {
+	case Paused, Halted:
+		w.must(ResumedBy{At: w.at, Who: "op"})
+	case RollingBack:
+		w.sweep()
+		w.must(RollbackEnded{At: w.at, Completed: true})
+	case Running:
+		if st := w.r.Stages[w.r.Stage-1]; !st.HeldAt.IsZero() && !st.DoneAt.IsZero() && !w.r.Last() {
+			w.must(AdvancedBy{At: w.at, Who: "op"})
 		}
 	}
 }

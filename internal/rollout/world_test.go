@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"reflect"
@@ -30,6 +31,8 @@ type world struct {
 	jobs    map[fleet.DeviceID]Job
 	history []Decision
 	alerts  []string
+	jumps   bool                 // the clock may jump
+	times   []time.Time          // of the grants
 	grants  map[string]time.Time // the deadline of each grant ever returned, by attempt
 }
 
@@ -48,7 +51,13 @@ func draft(t fataler, n int, p Plan) *world {
 	for i := range ids {
 		ids[i] = deviceID(i)
 	}
-	w.must(Added{At: w.at, Targets: targets(ids...)})
+	ts := targets(ids...)
+	for i := range ts {
+		if p.Sites.Label != "" {
+			ts[i].Site = string(rune('a' + i%3))
+		}
+	}
+	w.must(Added{At: w.at, Targets: ts})
 	return w
 }
 
@@ -209,10 +218,25 @@ func (w *world) must(ev Event) []Effect {
 // pass lets time pass.
 func (w *world) pass(d time.Duration) { w.at = w.at.Add(d) }
 
+// asked is what a caller says when it offers the release to d.
+func (w *world) asked(d fleet.DeviceID) Asked {
+	ev := Asked{At: w.at, Device: d, From: "before"}
+	for _, j := range w.jobs {
+		if j.Site == "" || j.Site != w.jobs[d].Site {
+			continue
+		}
+		ev.SiteSize++
+		if j.State.InFlight() {
+			ev.Disrupted++
+		}
+	}
+	return ev
+}
+
 // ask offers the release and returns "" for a grant, else the refusal.
 func (w *world) ask(d fleet.DeviceID) Refusal {
 	w.t.Helper()
-	for _, f := range w.must(Asked{At: w.at, Device: d}) {
+	for _, f := range w.must(w.asked(d)) {
 		switch f := f.(type) {
 		case Grant:
 			return ""
@@ -327,4 +351,17 @@ func targets(ids ...fleet.DeviceID) (ts []Target) {
 		ts = append(ts, Target{Device: d})
 	}
 	return ts
+}
+
+// restart is what a restart of the program does to the records: nothing is left but what JSON keeps.
+func (w *world) restart() {
+	w.t.Helper()
+	var r Rollout
+	b, err := json.Marshal(w.r)
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err != nil || !reflect.DeepEqual(r, w.r) {
+		w.t.Fatalf("%v: %+v came back as %+v", err, w.r, r)
+	}
 }

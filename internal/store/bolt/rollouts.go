@@ -213,13 +213,13 @@ func (tx *Tx) presenceChanged(d fleet.DeviceID) error {
 	})
 }
 
-// Site counts the targets of one site in one rollout, and those that are disrupted: in flight, or gone dark.
+// Site counts the targets of one site in one rollout, and those that are disrupted: in flight.
 type Site struct {
 	Targets   int `json:"targets"`
 	Disrupted int `json:"disrupted"`
 }
 
-func disrupted(s rollout.JobState) bool { return s.InFlight() || s == rollout.WentDark }
+func disrupted(s rollout.JobState) bool { return s.InFlight() }
 
 // countSite keeps the counts of a row's site.
 func (tx *Tx) countSite(old, now rollout.Job, had bool) error {
