@@ -727,3 +727,24 @@ func TestWhy(t *testing.T) {
 		t.Errorf("a stranger: %v", err)
 	}
 }
+
+func TestARollbackKeepsItsOwnCap(t *testing.T) {
+	w := open(t, storetest.Open(t), nil)
+	w.fleet(3, 3)
+	w.release("1.0.0", oldImage, nil)
+	p := atOnce()
+	p.Rollback = rollout.RollbackPlan{Version: "1.0.0", MaxInFlight: 1}
+	w.make(dispatch.Spec{ID: "r", Plan: p})
+	w.pass(time.Second)
+	for _, d := range w.flying("r") {
+		w.says(d, wire.Hello{Version: "1.1.0", Image: newImage})
+	}
+	w.pass(time.Second)
+	if _, err := w.d.Rollback(t.Context(), w.now, "r", "op"); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(time.Second)
+	if got := w.flying("r-rb"); len(got) != 1 {
+		t.Errorf("%v at once", got)
+	}
+}
