@@ -48,19 +48,52 @@ func (e CertificateState) Valid() bool {
 	}
 }
 
+// Defines values for FailureKind.
+const (
+	FailureKindFailed     FailureKind = "failed"
+	FailureKindRejected   FailureKind = "rejected"
+	FailureKindRolledBack FailureKind = "rolled-back"
+	FailureKindTimedOut   FailureKind = "timed-out"
+	FailureKindWentDark   FailureKind = "went-dark"
+)
+
+// Valid indicates whether the value is a known member of the FailureKind enum.
+func (e FailureKind) Valid() bool {
+	switch e {
+	case FailureKindFailed:
+		return true
+	case FailureKindRejected:
+		return true
+	case FailureKindRolledBack:
+		return true
+	case FailureKindTimedOut:
+		return true
+	case FailureKindWentDark:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for JobState.
 const (
 	JobStateAccepted    JobState = "accepted"
 	JobStateCancelled   JobState = "cancelled"
+	JobStateDownloaded  JobState = "downloaded"
 	JobStateDownloading JobState = "downloading"
 	JobStateFailed      JobState = "failed"
-	JobStateGranted     JobState = "granted"
 	JobStateInstalled   JobState = "installed"
+	JobStateOffered     JobState = "offered"
 	JobStatePending     JobState = "pending"
+	JobStateRebooting   JobState = "rebooting"
+	JobStateRejected    JobState = "rejected"
 	JobStateRolledBack  JobState = "rolled-back"
 	JobStateSkipped     JobState = "skipped"
 	JobStateSucceeded   JobState = "succeeded"
 	JobStateTimedOut    JobState = "timed-out"
+	JobStateVerifying   JobState = "verifying"
+	JobStateWaiting     JobState = "waiting"
+	JobStateWentDark    JobState = "went-dark"
 )
 
 // Valid indicates whether the value is a known member of the JobState enum.
@@ -70,15 +103,21 @@ func (e JobState) Valid() bool {
 		return true
 	case JobStateCancelled:
 		return true
+	case JobStateDownloaded:
+		return true
 	case JobStateDownloading:
 		return true
 	case JobStateFailed:
 		return true
-	case JobStateGranted:
-		return true
 	case JobStateInstalled:
 		return true
+	case JobStateOffered:
+		return true
 	case JobStatePending:
+		return true
+	case JobStateRebooting:
+		return true
+	case JobStateRejected:
 		return true
 	case JobStateRolledBack:
 		return true
@@ -87,6 +126,36 @@ func (e JobState) Valid() bool {
 	case JobStateSucceeded:
 		return true
 	case JobStateTimedOut:
+		return true
+	case JobStateVerifying:
+		return true
+	case JobStateWaiting:
+		return true
+	case JobStateWentDark:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Reaction.
+const (
+	ReactionAbort    Reaction = "abort"
+	ReactionHalt     Reaction = "halt"
+	ReactionPause    Reaction = "pause"
+	ReactionRollback Reaction = "rollback"
+)
+
+// Valid indicates whether the value is a known member of the Reaction enum.
+func (e Reaction) Valid() bool {
+	switch e {
+	case ReactionAbort:
+		return true
+	case ReactionHalt:
+		return true
+	case ReactionPause:
+		return true
+	case ReactionRollback:
 		return true
 	default:
 		return false
@@ -167,13 +236,16 @@ func (e Role) Valid() bool {
 
 // Defines values for RolloutState.
 const (
-	RolloutStateAborted   RolloutState = "aborted"
-	RolloutStateCompleted RolloutState = "completed"
-	RolloutStateDraft     RolloutState = "draft"
-	RolloutStateHalted    RolloutState = "halted"
-	RolloutStateHalting   RolloutState = "halting"
-	RolloutStatePaused    RolloutState = "paused"
-	RolloutStateRunning   RolloutState = "running"
+	RolloutStateAborted     RolloutState = "aborted"
+	RolloutStateCompleted   RolloutState = "completed"
+	RolloutStateDraft       RolloutState = "draft"
+	RolloutStateHalted      RolloutState = "halted"
+	RolloutStateHalting     RolloutState = "halting"
+	RolloutStatePaused      RolloutState = "paused"
+	RolloutStateRolledBack  RolloutState = "rolled-back"
+	RolloutStateRollingBack RolloutState = "rolling-back"
+	RolloutStateRunning     RolloutState = "running"
+	RolloutStateScheduled   RolloutState = "scheduled"
 )
 
 // Valid indicates whether the value is a known member of the RolloutState enum.
@@ -191,7 +263,13 @@ func (e RolloutState) Valid() bool {
 		return true
 	case RolloutStatePaused:
 		return true
+	case RolloutStateRolledBack:
+		return true
+	case RolloutStateRollingBack:
+		return true
 	case RolloutStateRunning:
+		return true
+	case RolloutStateScheduled:
 		return true
 	default:
 		return false
@@ -291,12 +369,15 @@ type CreatedToken struct {
 
 // Decision defines model for Decision.
 type Decision struct {
-	At    time.Time `json:"at"`
-	Code  string    `json:"code"`
-	From  string    `json:"from"`
-	Stage int       `json:"stage,omitempty,omitzero"`
-	Text  string    `json:"text"`
-	To    string    `json:"to"`
+	At   time.Time `json:"at"`
+	Code string    `json:"code"`
+	From string    `json:"from"`
+
+	// Seq Its number, in events.
+	Seq   uint64 `json:"seq,omitempty,omitzero"`
+	Stage int    `json:"stage,omitempty,omitzero"`
+	Text  string `json:"text"`
+	To    string `json:"to"`
 
 	// Who The operator; missing if muster decided.
 	Who string `json:"who,omitempty,omitzero"`
@@ -432,6 +513,15 @@ type Endpoints struct {
 	RecoveryHTTPS string `json:"recovery_https"`
 }
 
+// Expression A condition on what is known of a device, in CEL: its id, labels, version, hardware, chip, state document and more.
+// docs/rollouts.md lists the fields. It is checked when it is given.
+//
+// Examples: labels["site"] == "berlin" && chip == "esp32s3"
+type Expression = string
+
+// FailureKind defines model for FailureKind.
+type FailureKind string
+
 // FallbackPassword defines model for FallbackPassword.
 type FallbackPassword struct {
 	// Device The form of ids of devices and products, and of names of tokens.
@@ -443,10 +533,63 @@ type FallbackPassword struct {
 	Password string `json:"password"`
 }
 
+// Floor defines model for Floor.
+type Floor struct {
+	// ImageHash Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	ImageHash SHA256 `json:"image_hash,omitempty,omitzero"`
+	Size      int64  `json:"size,omitempty,omitzero"`
+	Version   string `json:"version"`
+}
+
+// FloorMark Examples: {"why":"moves the calibration to NVS"}
+type FloorMark struct {
+	// Why For those who wonder later.
+	Why string `json:"why,omitempty,omitzero"`
+}
+
+// Health What a device must not do while it is verified (verify_for).
+//
+// Examples: {"bad_boots":["panic","brownout"],"reconnects":3}
+type Health struct {
+	// BadBoots Boot reasons that it must not report, like panic.
+	BadBoots []string `json:"bad_boots,omitempty,omitzero"`
+
+	// Compare Do not fail the single device: compare with the devices that wait for their turn.
+	Compare bool `json:"compare,omitempty,omitzero"`
+
+	// Confidence With compare. Default: 95.
+	Confidence int `json:"confidence,omitempty,omitzero"`
+
+	// MinSample With compare: devices in each group. Default: 20.
+	MinSample int `json:"min_sample,omitempty,omitzero"`
+
+	// Reconnects More sessions than this are bad.
+	Reconnects int `json:"reconnects,omitempty,omitzero"`
+
+	// Then With compare. Default: halt.
+	Then Reaction `json:"then,omitempty,omitzero"`
+
+	// UnhealthyIf A condition on what is known of a device, in CEL: its id, labels, version, hardware, chip, state document and more.
+	// docs/rollouts.md lists the fields. It is checked when it is given.
+	//
+	//
+	// Examples: labels["site"] == "berlin" && chip == "esp32s3"
+	UnhealthyIf Expression `json:"unhealthy_if,omitempty,omitzero"`
+}
+
+// HealthCounts Devices that ran the new image while their health was judged, and those of them that behaved badly.
+type HealthCounts struct {
+	Bad     int `json:"bad"`
+	Watched int `json:"watched"`
+}
+
 // Job One device in a rollout.
 //
-// Examples: {"deadline":"2030-01-02T09:00:00Z","device":"sensor-0001","granted_at":"2030-01-02T08:00:00Z","percent":40,"stage":1,"state":"downloading"}
+// Examples: {"attempts":1,"deadline":"2030-01-02T09:00:00Z","device":"sensor-0001","granted_at":"2030-01-02T08:00:00Z","percent":40,"ring":1,"stage":1,"state":"downloading"}
 type Job struct {
+	// Attempts Offers so far.
+	Attempts int `json:"attempts,omitempty,omitzero"`
+
 	// Cause Why it failed, or was cancelled or skipped, for programs.
 	Cause    string    `json:"cause,omitempty,omitzero"`
 	Deadline time.Time `json:"deadline,omitempty,omitzero"`
@@ -456,7 +599,18 @@ type Job struct {
 	// Examples: sensor-0001
 	Device     Label40   `json:"device"`
 	FinishedAt time.Time `json:"finished_at,omitempty,omitzero"`
-	GrantedAt  time.Time `json:"granted_at,omitempty,omitzero"`
+
+	// Floor Version of the floor that it takes first, while it does.
+	Floor string `json:"floor,omitempty,omitzero"`
+
+	// From The image that it ran before.
+	//
+	// Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	From      SHA256    `json:"from,omitempty,omitzero"`
+	GrantedAt time.Time `json:"granted_at,omitempty,omitzero"`
+
+	// Last While it waits for another attempt: how the last one ended.
+	Last string `json:"last,omitempty,omitzero"`
 
 	// Late It succeeded after it had been counted otherwise.
 	Late bool `json:"late,omitempty,omitzero"`
@@ -465,13 +619,25 @@ type Job struct {
 	Percent int `json:"percent,omitempty,omitzero"`
 
 	// Report Its last word.
-	Report  string    `json:"report,omitempty,omitzero"`
+	Report string `json:"report,omitempty,omitzero"`
+
+	// RetryAt While it waits: not before.
+	RetryAt time.Time `json:"retry_at,omitempty,omitzero"`
+
+	// Ring The first stage in which it may be offered the release.
+	Ring int    `json:"ring,omitempty,omitzero"`
+	Site string `json:"site,omitempty,omitzero"`
+
+	// Stage In which it was first offered the release.
 	Stage   int       `json:"stage,omitempty,omitzero"`
 	State   JobState  `json:"state"`
 	StateAt time.Time `json:"state_at,omitempty,omitzero"`
 
 	// Text The same for people; may hold the device's own words.
 	Text string `json:"text,omitempty,omitzero"`
+
+	// Unhealthy It behaved badly with the new image.
+	Unhealthy bool `json:"unhealthy,omitempty,omitzero"`
 }
 
 // JobList defines model for JobList.
@@ -495,6 +661,26 @@ type Label40 = string
 
 // Labels Examples: {"site":"berlin"}
 type Labels map[string]string
+
+// Limit A stop rule. Passed by more failures than `count`, or by a share above `percent` of the devices that have a verdict. With
+// neither, the first failure is one too many.
+//
+// Examples: {"confidence":95,"min_sample":20,"percent":5,"then":"pause"}, {"count":1,"kinds":["went-dark"],"then":"rollback"}
+type Limit struct {
+	// Confidence With percent: the lower bound of the failure rate at this confidence must be above it. Default: the plain share.
+	Confidence int `json:"confidence,omitempty,omitzero"`
+	Count      int `json:"count,omitempty,omitzero"`
+
+	// Kinds Which failures count. Default: all.
+	Kinds []FailureKind `json:"kinds,omitempty,omitzero"`
+
+	// MinSample With percent, and needed there: devices with a verdict before it judges.
+	MinSample int `json:"min_sample,omitempty,omitzero"`
+	Percent   int `json:"percent,omitempty,omitzero"`
+
+	// Then Default: halt.
+	Then Reaction `json:"then,omitempty,omitzero"`
+}
 
 // NewDevice Examples: {"hardware":"rev-b","id":"sensor-0001","labels":{"site":"berlin"},"product":"sensor"}
 type NewDevice struct {
@@ -527,7 +713,9 @@ type NewRollout struct {
 	// Examples: sensor-1-1-0
 	ID RolloutID `json:"id,omitempty,omitzero"`
 
-	// Plan Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}
+	// Plan The policy of a rollout. It does not change after it was created.
+	//
+	// Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}, {"limits":[{"min_sample":20,"percent":5,"then":"rollback"}],"pace":{"per_minute":100},"rollback":{"version":"1.0.0"},"window":{"cron":"0 2 * * *","length":"4h","zone":"Europe/Berlin"}}
 	Plan Plan `json:"plan,omitempty,omitzero"`
 
 	// Product The form of ids of devices and products, and of names of tokens.
@@ -535,9 +723,11 @@ type NewRollout struct {
 	// Examples: sensor-0001
 	Product Label40 `json:"product"`
 
-	// Target Which devices of the product. Without labels and devices, all of them.
+	// Target Which devices of the product: those that match `where` and have all `labels`, or only those of `devices` that do. Without
+	// any, all of them. Devices that come to match while the rollout runs join it, unless `static` is set or `devices` is given.
 	//
-	// Examples: {"labels":{"site":"berlin"}}
+	//
+	// Examples: {"labels":{"site":"berlin"}}, {"where":"version.startsWith(\"1.0.\") \u0026\u0026 labels[\"site\"] != \"lab\""}
 	Target  Target `json:"target,omitempty,omitzero"`
 	Version string `json:"version"`
 }
@@ -565,15 +755,67 @@ type NewToken struct {
 	Role Role    `json:"role"`
 }
 
-// Plan Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}
+// Pace How many devices are offered the release in a minute: `per_minute`, or from `base` on, multiplied by `factor` after each
+// `every` successes, up to `per_minute`.
+//
+// Examples: {"base":10,"every":50,"factor":2,"per_minute":1000}
+type Pace struct {
+	Base      int     `json:"base,omitempty,omitzero"`
+	Every     int     `json:"every,omitempty,omitzero"`
+	Factor    float64 `json:"factor,omitempty,omitzero"`
+	PerMinute int     `json:"per_minute,omitempty,omitzero"`
+}
+
+// Plan The policy of a rollout. It does not change after it was created.
+//
+// Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}, {"limits":[{"min_sample":20,"percent":5,"then":"rollback"}],"pace":{"per_minute":100},"rollback":{"version":"1.0.0"},"window":{"cron":"0 2 * * *","length":"4h","zone":"Europe/Berlin"}}
 type Plan struct {
-	// DeviceTimeout From the offer to success. Default: 1h.
+	// AcceptTimeout From the offer to any answer. Default: 0s, which is none.
+	//
+	// Examples: 24h
+	AcceptTimeout Duration `json:"accept_timeout,omitempty,omitzero"`
+
+	// AllowDowngrade Devices that run a newer version are targets too. A secure version is never lowered.
+	AllowDowngrade bool `json:"allow_downgrade,omitempty,omitzero"`
+
+	// Approval Somebody other than its creator must approve it before it can be started.
+	Approval bool `json:"approval,omitempty,omitzero"`
+
+	// BytesPerSecond For the downloads of all devices together. Default: no limit.
+	BytesPerSecond int64 `json:"bytes_per_second,omitempty,omitzero"`
+
+	// DarkAfter A device that is silent for so long after the installation has gone dark, which is a failure. Default: 15m.
+	//
+	// Examples: 24h
+	DarkAfter Duration `json:"dark_after,omitempty,omitzero"`
+
+	// DeviceTimeout From the offer to a session with the new image. Default: 1h.
 	//
 	// Examples: 24h
 	DeviceTimeout Duration `json:"device_timeout,omitempty,omitzero"`
 
-	// MaxFailures Failures that are tolerated; one more halts the rollout.
-	MaxFailures int `json:"max_failures,omitempty"`
+	// DownloadTimeout Without progress of a download. Default: 0s, which is none.
+	//
+	// Examples: 24h
+	DownloadTimeout Duration `json:"download_timeout,omitempty,omitzero"`
+
+	// FailThen Default: halt.
+	FailThen Reaction `json:"fail_then,omitempty,omitzero"`
+
+	// Health What a device must not do while it is verified (verify_for).
+	//
+	// Examples: {"bad_boots":["panic","brownout"],"reconnects":3}
+	Health Health `json:"health,omitempty,omitzero"`
+
+	// InstallTimeout From downloaded to installed. Default: 0s, which is none.
+	//
+	// Examples: 24h
+	InstallTimeout Duration `json:"install_timeout,omitempty,omitzero"`
+	Limits         []Limit  `json:"limits,omitempty,omitzero"`
+
+	// MaxFailures Failures that are tolerated in the whole rollout; one more brings fail_then. Without it the first failure does, unless there
+	// are limits: then only they judge.
+	MaxFailures *int `json:"max_failures,omitempty"`
 
 	// MaxInFlight Devices that may update at once. Default: 100.
 	MaxInFlight int `json:"max_in_flight,omitempty,omitzero"`
@@ -583,13 +825,74 @@ type Plan struct {
 	// Examples: 24h
 	OfflineGrace Duration `json:"offline_grace,omitempty,omitzero"`
 
-	// Soak How long a stage that is done is watched. Default: 0s.
+	// Pace How many devices are offered the release in a minute: `per_minute`, or from `base` on, multiplied by `factor` after each
+	// `every` successes, up to `per_minute`.
+	//
+	//
+	// Examples: {"base":10,"every":50,"factor":2,"per_minute":1000}
+	Pace Pace `json:"pace,omitempty,omitzero"`
+
+	// Retries Further attempts of a device after it failed or timed out. Default: none.
+	Retries int `json:"retries,omitempty,omitzero"`
+
+	// RetryBackoff Before the second attempt; doubled with each further one. Default: 5m.
+	//
+	// Examples: 24h
+	RetryBackoff Duration `json:"retry_backoff,omitempty,omitzero"`
+
+	// Rollback Where devices are taken back to: a release by its version, or each to the image in its other slot, without a download.
+	//
+	//
+	// Examples: {"version":"1.0.0"}
+	Rollback RollbackPlan `json:"rollback,omitempty,omitzero"`
+
+	// Sites How many devices that share a label's value may be updating, or gone dark, at once. A device without the label is in no site.
+	//
+	//
+	// Examples: {"label":"site","percent":10}
+	Sites SiteBudget `json:"sites,omitempty,omitzero"`
+
+	// Soak How long a stage that is done is watched before the next one opens. Default: 0s.
 	//
 	// Examples: 24h
 	Soak Duration `json:"soak,omitempty,omitzero"`
 
 	// Stages Default: one device, 10 %, everyone.
 	Stages []Stage `json:"stages,omitempty,omitzero"`
+
+	// StartAt Not before this time.
+	StartAt time.Time `json:"start_at,omitempty,omitzero"`
+
+	// VerifyFor How long a device must stay healthy with the new image before it counts as a success. Default: 5m; 0s: it counts at once.
+	//
+	// Examples: 24h
+	VerifyFor Duration `json:"verify_for,omitempty,omitzero"`
+
+	// Window Devices are offered the release only from each time that cron names, for length.
+	//
+	// Examples: {"cron":"0 2 * * *","length":"4h","zone":"Europe/Berlin"}
+	Window Window `json:"window,omitempty,omitzero"`
+}
+
+// PreviewStage defines model for PreviewStage.
+type PreviewStage struct {
+	Count int `json:"count,omitempty,omitzero"`
+
+	// Devices Devices that it adds.
+	Devices int `json:"devices"`
+
+	// Duration Examples: 24h
+	Duration Duration `json:"duration"`
+	Name     string   `json:"name,omitempty,omitzero"`
+	Number   int      `json:"number"`
+	Percent  int      `json:"percent,omitempty,omitzero"`
+
+	// Quota Devices by its end, counted from the first stage on.
+	Quota int `json:"quota"`
+
+	// Sample The first of its devices, in the order in which they are offered the release.
+	Sample []string `json:"sample"`
+	Where  string   `json:"where,omitempty,omitzero"`
 }
 
 // Problem Examples: {"code":"not_found","detail":"no device has this id","request_id":"4b7d1c2e9a80f316","status":404,"title":"Not Found","type":"urn:muster:problem:not_found"}
@@ -633,6 +936,25 @@ type Quarantined struct {
 	Vhost string `json:"vhost"`
 }
 
+// Reaction What muster does when a limit is passed: `pause` and `halt` offer nothing more (a halt says that muster did it),
+// `abort` ends the rollout for good, `rollback` takes the devices back as `rollback` of the plan says.
+type Reaction string
+
+// Reason defines model for Reason.
+type Reason struct {
+	// Blocking It keeps the device from updating or connecting.
+	Blocking bool `json:"blocking"`
+
+	// Code A stable word for programs.
+	Code string `json:"code"`
+
+	// Rollout What it is about; missing if it is about the device itself.
+	//
+	// Examples: sensor-1-1-0
+	Rollout RolloutID `json:"rollout,omitempty,omitzero"`
+	Text    string    `json:"text"`
+}
+
 // RecoveryRequest defines model for RecoveryRequest.
 type RecoveryRequest struct {
 	AskedAt   time.Time `json:"asked_at"`
@@ -663,15 +985,27 @@ type RecoveryState string
 type Release struct {
 	Chip string `json:"chip,omitempty,omitzero"`
 
+	// Floor No device below it may skip it on its way to a newer release.
+	Floor    bool      `json:"floor,omitempty,omitzero"`
+	FloorAt  time.Time `json:"floor_at,omitempty,omitzero"`
+	FloorBy  string    `json:"floor_by,omitempty,omitzero"`
+	FloorWhy string    `json:"floor_why,omitempty,omitzero"`
+
 	// ImageHash The hash by which a running image names itself.
 	//
 	// Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 	ImageHash SHA256 `json:"image_hash"`
 
 	// JWS The signed manifest. Not in lists.
-	JWS        string `json:"jws,omitempty,omitzero"`
-	KeyID      string `json:"key_id"`
-	MinVersion string `json:"min_version,omitempty,omitzero"`
+	JWS   string `json:"jws,omitempty,omitzero"`
+	KeyID string `json:"key_id"`
+
+	// MaxChipRevision Highest silicon revision that it runs on.
+	MaxChipRevision int `json:"max_chip_revision,omitempty,omitzero"`
+
+	// MinChipRevision Lowest silicon revision that it runs on, × 100: v3.1 is 301.
+	MinChipRevision int    `json:"min_chip_revision,omitempty,omitzero"`
+	MinVersion      string `json:"min_version,omitempty,omitzero"`
 
 	// Product The form of ids of devices and products, and of names of tokens.
 	//
@@ -766,8 +1100,23 @@ type RevocationReport struct {
 // Role defines model for Role.
 type Role string
 
-// Rollout Examples: {"code":"started","counts":{"pending":24,"succeeded":1},"created_at":"2030-01-02T07:00:00Z","created_by":"alice","failures":0,"id":"sensor-1-1-0","image_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","in_flight":0,"plan":{"device_timeout":"1h0m0s","max_failures":0,"max_in_flight":100,"offline_grace":"168h0m0s","soak":"30m0s","stages":[{"count":1},{"percent":100}]},"product":"sensor","rev":12,"stage":1,"stages":[{"count":1,"counts":{"succeeded":1},"done_at":"2030-01-02T08:04:00Z","failures":0,"in_flight":0,"number":1,"opened_at":"2030-01-02T08:00:00Z","quota":1,"started":1},{"counts":{},"failures":0,"in_flight":0,"number":2,"percent":100,"quota":25,"started":0}],"started_at":"2030-01-02T08:00:00Z","state":"running","state_at":"2030-01-02T08:00:00Z","targets":25,"version":"1.1.0"}
+// RollbackPlan Where devices are taken back to: a release by its version, or each to the image in its other slot, without a download.
+//
+// Examples: {"version":"1.0.0"}
+type RollbackPlan struct {
+	// MaxFailures Failures that the rollback tolerates; one more pauses it.
+	MaxFailures int `json:"max_failures,omitempty,omitzero"`
+
+	// MaxInFlight Default: that of the plan.
+	MaxInFlight  int    `json:"max_in_flight,omitempty,omitzero"`
+	PreviousSlot bool   `json:"previous_slot,omitempty,omitzero"`
+	Version      string `json:"version,omitempty,omitzero"`
+}
+
+// Rollout Examples: {"code":"started","counts":{"pending":24,"succeeded":1},"created_at":"2030-01-02T07:00:00Z","created_by":"alice","failures":0,"id":"sensor-1-1-0","image_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","in_flight":0,"plan":{"device_timeout":"1h0m0s","max_failures":0,"max_in_flight":100,"offline_grace":"168h0m0s","soak":"30m0s","stages":[{"count":1},{"percent":100}],"verify_for":"5m0s"},"product":"sensor","rev":12,"stage":1,"stages":[{"count":1,"counts":{"succeeded":1},"done_at":"2030-01-02T08:04:00Z","failures":0,"in_flight":0,"number":1,"opened_at":"2030-01-02T08:00:00Z","quota":1,"started":1},{"counts":{},"failures":0,"in_flight":0,"number":2,"percent":100,"quota":25,"started":0}],"started_at":"2030-01-02T08:00:00Z","state":"running","state_at":"2030-01-02T08:00:00Z","targets":25,"version":"1.1.0"}
 type Rollout struct {
+	Approved RolloutApproval `json:"approved,omitempty,omitzero"`
+
 	// Code Why it is in this state, for programs.
 	Code string `json:"code,omitempty,omitzero"`
 
@@ -777,21 +1126,43 @@ type Rollout struct {
 	Counts    Counts    `json:"counts"`
 	CreatedAt time.Time `json:"created_at"`
 	CreatedBy string    `json:"created_by"`
-	EndedAt   time.Time `json:"ended_at,omitempty,omitzero"`
+
+	// Dynamic Devices that come to match while it runs join it.
+	Dynamic bool      `json:"dynamic,omitempty,omitzero"`
+	EndedAt time.Time `json:"ended_at,omitempty,omitzero"`
 
 	// Failures Since the start or the last resume from a halt; what max_failures limits.
 	Failures int `json:"failures"`
+
+	// Filling Targets are still being added; it cannot be started.
+	Filling bool `json:"filling,omitempty,omitzero"`
+
+	// Floors Releases that a device below them takes first, in their order.
+	Floors []Floor `json:"floors,omitempty,omitzero"`
+
+	// Health Devices that ran the new image while their health was judged, and those of them that behaved badly.
+	Health HealthCounts `json:"health,omitempty,omitzero"`
 
 	// ID The form of ids of rollouts. They are short, because they travel in each offer.
 	//
 	// Examples: sensor-1-1-0
 	ID RolloutID `json:"id"`
 
-	// ImageHash Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-	ImageHash SHA256 `json:"image_hash"`
+	// ImageHash Missing with mode previous-slot.
+	//
+	// Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	ImageHash SHA256 `json:"image_hash,omitempty,omitzero"`
 	InFlight  int    `json:"in_flight"`
 
-	// Plan Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}
+	// Mode previous-slot: devices go back to the image in their other slot. Else missing: they download.
+	Mode string `json:"mode,omitempty,omitzero"`
+
+	// NextGrant By the pace, no device is offered the release before.
+	NextGrant time.Time `json:"next_grant,omitempty,omitzero"`
+
+	// Plan The policy of a rollout. It does not change after it was created.
+	//
+	// Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}, {"limits":[{"min_sample":20,"percent":5,"then":"rollback"}],"pace":{"per_minute":100},"rollback":{"version":"1.0.0"},"window":{"cron":"0 2 * * *","length":"4h","zone":"Europe/Berlin"}}
 	Plan Plan `json:"plan"`
 
 	// Product The form of ids of devices and products, and of names of tokens.
@@ -803,6 +1174,12 @@ type Rollout struct {
 	Reason string `json:"reason,omitempty,omitzero"`
 	Rev    uint64 `json:"rev"`
 
+	// Round 1 from the start; one more with each resume from a halt.
+	Round int `json:"round,omitempty,omitzero"`
+
+	// Size Bytes that a device downloads, if that is known.
+	Size int64 `json:"size,omitempty,omitzero"`
+
 	// Stage The open stage; 0 before the start.
 	Stage     int            `json:"stage"`
 	Stages    []RolloutStage `json:"stages"`
@@ -810,9 +1187,51 @@ type Rollout struct {
 	State     RolloutState   `json:"state"`
 	StateAt   time.Time      `json:"state_at"`
 
+	// Sweeping It is over, and what was left open is being closed.
+	Sweeping bool `json:"sweeping,omitempty,omitzero"`
+
 	// Targets Devices in the target.
-	Targets int    `json:"targets"`
-	Version string `json:"version"`
+	Targets int `json:"targets"`
+
+	// Undoes It takes back what that rollout did.
+	//
+	// Examples: sensor-1-1-0
+	Undoes RolloutID `json:"undoes,omitempty,omitzero"`
+
+	// UndoneBy The rollout that takes back what this one did.
+	//
+	// Examples: sensor-1-1-0
+	UndoneBy RolloutID `json:"undone_by,omitempty,omitzero"`
+
+	// Verdicts Devices that succeeded or failed in this round: what limits judge.
+	//
+	// Examples: {"downloading":4,"pending":18,"succeeded":3}
+	Verdicts Counts `json:"verdicts,omitempty,omitzero"`
+	Version  string `json:"version"`
+
+	// Where The target expression, labels included. Missing if devices were named, or all are targets.
+	Where string `json:"where,omitempty,omitzero"`
+
+	// WindowShut The window was closed when it was last looked at.
+	WindowShut bool `json:"window_shut,omitempty,omitzero"`
+}
+
+// RolloutAbort Examples: {"why":"the new image drains batteries"}
+type RolloutAbort struct {
+	// Why For the history.
+	Why string `json:"why,omitempty,omitzero"`
+}
+
+// RolloutApproval defines model for RolloutApproval.
+type RolloutApproval struct {
+	At time.Time `json:"at"`
+	By string    `json:"by"`
+}
+
+// RolloutEnd defines model for RolloutEnd.
+type RolloutEnd struct {
+	Reason string       `json:"reason,omitempty,omitzero"`
+	State  RolloutState `json:"state"`
 }
 
 // RolloutID The form of ids of rollouts. They are short, because they travel in each offer.
@@ -824,6 +1243,75 @@ type RolloutID = string
 type RolloutList struct {
 	Items      []Rollout `json:"items"`
 	NextCursor string    `json:"next_cursor,omitempty,omitzero"`
+}
+
+// RolloutPreview defines model for RolloutPreview.
+type RolloutPreview struct {
+	// Bytes Of all downloads, floors included.
+	Bytes int64 `json:"bytes"`
+
+	// Duration Estimated, with all devices online; soak and window included.
+	//
+	// Examples: 24h
+	Duration Duration `json:"duration"`
+	Dynamic  bool     `json:"dynamic,omitempty,omitzero"`
+
+	// Floors Targets that take a floor first, by its version.
+	Floors map[string]int `json:"floors"`
+
+	// Online Targets that are connected now.
+	Online int `json:"online"`
+
+	// Plan With its defaults.
+	//
+	// Examples: {"max_failures":2,"soak":"30m","stages":[{"count":1},{"percent":25},{"percent":100}]}, {"limits":[{"min_sample":20,"percent":5,"then":"rollback"}],"pace":{"per_minute":100},"rollback":{"version":"1.0.0"},"window":{"cron":"0 2 * * *","length":"4h","zone":"Europe/Berlin"}}
+	Plan Plan `json:"plan"`
+
+	// Problem Why such a rollout would be refused. Missing if it would not.
+	Problem string `json:"problem,omitempty,omitzero"`
+
+	// Product The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Product Label40 `json:"product"`
+
+	// Scanned Devices that were looked at.
+	Scanned int `json:"scanned"`
+
+	// Skips Targets that would not be offered the release as they are now, by reason.
+	Skips  map[string]int `json:"skips"`
+	Stages []PreviewStage `json:"stages"`
+
+	// Stops What would stop it.
+	Stops   []string `json:"stops"`
+	Targets int      `json:"targets"`
+	Version string   `json:"version"`
+
+	// Warnings What is probably not meant.
+	Warnings []string `json:"warnings"`
+	Where    string   `json:"where,omitempty,omitzero"`
+}
+
+// RolloutRetried defines model for RolloutRetried.
+type RolloutRetried struct {
+	Devices int `json:"devices"`
+
+	// Rollout Examples: {"code":"started","counts":{"pending":24,"succeeded":1},"created_at":"2030-01-02T07:00:00Z","created_by":"alice","failures":0,"id":"sensor-1-1-0","image_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","in_flight":0,"plan":{"device_timeout":"1h0m0s","max_failures":0,"max_in_flight":100,"offline_grace":"168h0m0s","soak":"30m0s","stages":[{"count":1},{"percent":100}],"verify_for":"5m0s"},"product":"sensor","rev":12,"stage":1,"stages":[{"count":1,"counts":{"succeeded":1},"done_at":"2030-01-02T08:04:00Z","failures":0,"in_flight":0,"number":1,"opened_at":"2030-01-02T08:00:00Z","quota":1,"started":1},{"counts":{},"failures":0,"in_flight":0,"number":2,"percent":100,"quota":25,"started":0}],"started_at":"2030-01-02T08:00:00Z","state":"running","state_at":"2030-01-02T08:00:00Z","targets":25,"version":"1.1.0"}
+	Rollout Rollout `json:"rollout"`
+}
+
+// RolloutRetry Examples: {"kind":"timed-out"}, {"as":"sensor-1-1-0b","start":true}
+type RolloutRetry struct {
+	// As The id of a new rollout for the devices that failed in one that is over.
+	//
+	// Examples: sensor-1-1-0
+	As RolloutID `json:"as,omitempty,omitzero"`
+
+	// Kind Only devices that failed in this way.
+	Kind FailureKind `json:"kind,omitempty,omitzero"`
+
+	// Start With as: start the new rollout.
+	Start bool `json:"start,omitempty,omitzero"`
 }
 
 // RolloutStage defines model for RolloutStage.
@@ -839,17 +1327,23 @@ type RolloutStage struct {
 	// DoneAt Since when it soaks or waits for devices that are offline.
 	DoneAt   time.Time `json:"done_at,omitempty,omitzero"`
 	Failures int       `json:"failures"`
-	InFlight int       `json:"in_flight"`
-	Name     string    `json:"name,omitempty,omitzero"`
-	Number   int       `json:"number"`
-	OpenedAt time.Time `json:"opened_at,omitempty,omitzero"`
-	Percent  int       `json:"percent,omitempty,omitzero"`
+
+	// HeldAt Since when it waits for an operator to advance.
+	HeldAt     time.Time `json:"held_at,omitempty,omitzero"`
+	Hold       bool      `json:"hold,omitempty,omitzero"`
+	InFlight   int       `json:"in_flight"`
+	MinSuccess int       `json:"min_success,omitempty,omitzero"`
+	Name       string    `json:"name,omitempty,omitzero"`
+	Number     int       `json:"number"`
+	OpenedAt   time.Time `json:"opened_at,omitempty,omitzero"`
+	Percent    int       `json:"percent,omitempty,omitzero"`
 
 	// Quota How many devices may have been offered the release when it is done, from the first stage on.
 	Quota int `json:"quota"`
 
 	// Started Devices that were offered the release in this stage.
-	Started int `json:"started"`
+	Started int    `json:"started"`
+	Where   string `json:"where,omitempty,omitzero"`
 }
 
 // RolloutState defines model for RolloutState.
@@ -882,23 +1376,56 @@ type SigningKeyList struct {
 	Items []SigningKey `json:"items"`
 }
 
-// Stage A part of the targets, counted from the first stage on. Exactly one of count and percent is set.
+// SiteBudget How many devices that share a label's value may be updating, or gone dark, at once. A device without the label is in no site.
 //
-// Examples: {"percent":25}
-type Stage struct {
-	Count   int    `json:"count,omitempty,omitzero"`
-	Name    string `json:"name,omitempty,omitzero"`
-	Percent int    `json:"percent,omitempty,omitzero"`
+// Examples: {"label":"site","percent":10}
+type SiteBudget struct {
+	Count int    `json:"count,omitempty,omitzero"`
+	Label string `json:"label"`
+
+	// Percent Of the targets of the site, rounded up.
+	Percent int `json:"percent,omitempty,omitzero"`
 }
 
-// Target Which devices of the product. Without labels and devices, all of them.
+// Stage A part of the targets, counted from the first stage on. Exactly one of count and percent is set.
 //
-// Examples: {"labels":{"site":"berlin"}}
+// Examples: {"percent":25}, {"count":5,"hold":true,"name":"canary","where":"labels[\"ring\"] == \"canary\""}
+type Stage struct {
+	Count int `json:"count,omitempty,omitzero"`
+
+	// Hold When it is done, an operator must advance.
+	Hold bool `json:"hold,omitempty,omitzero"`
+
+	// MinSuccess Percent of the devices offered the release in it that must succeed, rounded up. Default: one device.
+	MinSuccess int    `json:"min_success,omitempty,omitzero"`
+	Name       string `json:"name,omitempty,omitzero"`
+
+	// Percent Of all targets, rounded up.
+	Percent int `json:"percent,omitempty,omitzero"`
+
+	// Where Only devices that match this, or the where of an earlier stage, are offered the release in it. Not in the last stage.
+	//
+	// Examples: labels["site"] == "berlin" && chip == "esp32s3"
+	Where Expression `json:"where,omitempty,omitzero"`
+}
+
+// Target Which devices of the product: those that match `where` and have all `labels`, or only those of `devices` that do. Without
+// any, all of them. Devices that come to match while the rollout runs join it, unless `static` is set or `devices` is given.
+//
+// Examples: {"labels":{"site":"berlin"}}, {"where":"version.startsWith(\"1.0.\") \u0026\u0026 labels[\"site\"] != \"lab\""}
 type Target struct {
 	Devices []Label40 `json:"devices,omitempty,omitzero"`
 
 	// Labels Examples: {"site":"berlin"}
 	Labels Labels `json:"labels,omitempty,omitzero"`
+	Static bool   `json:"static,omitempty,omitzero"`
+
+	// Where A condition on what is known of a device, in CEL: its id, labels, version, hardware, chip, state document and more.
+	// docs/rollouts.md lists the fields. It is checked when it is given.
+	//
+	//
+	// Examples: labels["site"] == "berlin" && chip == "esp32s3"
+	Where Expression `json:"where,omitempty,omitzero"`
 }
 
 // Token defines model for Token.
@@ -929,6 +1456,37 @@ type Version struct {
 	Commit  string `json:"commit,omitempty,omitzero"`
 	Go      string `json:"go"`
 	Version string `json:"version"`
+}
+
+// Why Examples: {"blocked":true,"device":"sensor-0001","reasons":[{"blocking":true,"code":"turn","rollout":"sensor-1-1-0","text":"rollout sensor-1-1-0 (1.1.0): stage 1 of 3 is open, and it belongs to stage 2"}]}
+type Why struct {
+	// Blocked One of the reasons keeps it from updating or connecting.
+	Blocked bool `json:"blocked"`
+
+	// Device The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Device  Label40  `json:"device"`
+	Reasons []Reason `json:"reasons"`
+}
+
+// Window Devices are offered the release only from each time that cron names, for length.
+//
+// Examples: {"cron":"0 2 * * *","length":"4h","zone":"Europe/Berlin"}
+type Window struct {
+	// Cron Five fields: minute, hour, day of month, month, day of week.
+	Cron string `json:"cron"`
+
+	// Length 1m to 168h.
+	//
+	// Examples: 24h
+	Length Duration `json:"length"`
+
+	// Zone IANA name of the time zone. Default: UTC.
+	Zone string `json:"zone,omitempty,omitzero"`
+
+	// ZoneLabel A device with this label has the time zone that it names.
+	ZoneLabel string `json:"zone_label,omitempty,omitzero"`
 }
 
 // OfProduct The form of ids of devices and products, and of names of tokens.
@@ -969,7 +1527,7 @@ type Refused = Problem
 // RequestNow defines model for RequestNow.
 type RequestNow = RecoveryRequest
 
-// RolloutNow Examples: {"code":"started","counts":{"pending":24,"succeeded":1},"created_at":"2030-01-02T07:00:00Z","created_by":"alice","failures":0,"id":"sensor-1-1-0","image_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","in_flight":0,"plan":{"device_timeout":"1h0m0s","max_failures":0,"max_in_flight":100,"offline_grace":"168h0m0s","soak":"30m0s","stages":[{"count":1},{"percent":100}]},"product":"sensor","rev":12,"stage":1,"stages":[{"count":1,"counts":{"succeeded":1},"done_at":"2030-01-02T08:04:00Z","failures":0,"in_flight":0,"number":1,"opened_at":"2030-01-02T08:00:00Z","quota":1,"started":1},{"counts":{},"failures":0,"in_flight":0,"number":2,"percent":100,"quota":25,"started":0}],"started_at":"2030-01-02T08:00:00Z","state":"running","state_at":"2030-01-02T08:00:00Z","targets":25,"version":"1.1.0"}
+// RolloutNow Examples: {"code":"started","counts":{"pending":24,"succeeded":1},"created_at":"2030-01-02T07:00:00Z","created_by":"alice","failures":0,"id":"sensor-1-1-0","image_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","in_flight":0,"plan":{"device_timeout":"1h0m0s","max_failures":0,"max_in_flight":100,"offline_grace":"168h0m0s","soak":"30m0s","stages":[{"count":1},{"percent":100}],"verify_for":"5m0s"},"product":"sensor","rev":12,"stage":1,"stages":[{"count":1,"counts":{"succeeded":1},"done_at":"2030-01-02T08:04:00Z","failures":0,"in_flight":0,"number":1,"opened_at":"2030-01-02T08:00:00Z","quota":1,"started":1},{"counts":{},"failures":0,"in_flight":0,"number":2,"percent":100,"quota":25,"started":0}],"started_at":"2030-01-02T08:00:00Z","state":"running","state_at":"2030-01-02T08:00:00Z","targets":25,"version":"1.1.0"}
 type RolloutNow = Rollout
 
 // ListAuditParams defines parameters for ListAudit.
@@ -1071,6 +1629,12 @@ type ListRolloutDevicesParams struct {
 	State  JobState   `form:"state,omitempty" json:"state,omitempty,omitzero"`
 }
 
+// FollowRolloutParams defines parameters for FollowRollout.
+type FollowRolloutParams struct {
+	// LastEventID The id of the last decision that was seen.
+	LastEventID string `json:"Last-Event-ID,omitempty,omitzero"`
+}
+
 // RenewCertificatesJSONRequestBody defines body for RenewCertificates for application/json ContentType.
 type RenewCertificatesJSONRequestBody = RenewalPass
 
@@ -1092,8 +1656,20 @@ type IssueCertificateJSONRequestBody = CertificateRequest
 // AddSigningKeyJSONRequestBody defines body for AddSigningKey for application/json ContentType.
 type AddSigningKeyJSONRequestBody = NewSigningKey
 
+// SetFloorJSONRequestBody defines body for SetFloor for application/json ContentType.
+type SetFloorJSONRequestBody = FloorMark
+
 // CreateRolloutJSONRequestBody defines body for CreateRollout for application/json ContentType.
 type CreateRolloutJSONRequestBody = NewRollout
+
+// PlanRolloutJSONRequestBody defines body for PlanRollout for application/json ContentType.
+type PlanRolloutJSONRequestBody = NewRollout
+
+// AbortRolloutJSONRequestBody defines body for AbortRollout for application/json ContentType.
+type AbortRolloutJSONRequestBody = RolloutAbort
+
+// RetryRolloutJSONRequestBody defines body for RetryRollout for application/json ContentType.
+type RetryRolloutJSONRequestBody = RolloutRetry
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = NewToken
@@ -1333,6 +1909,18 @@ type ClientInterface interface {
 	// Corresponds with POST /devices/{device}/fallback-password (the `NewFallbackPassword` operationId).
 	NewFallbackPassword(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PardonDevice Let a device out of the penalty box, in which it came by failing again and again.
+	//
+	// Corresponds with POST /devices/{device}/pardon (the `PardonDevice` operationId).
+	PardonDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// WhyDevice Say in ordered sentences why a device is not updating, or not connecting.
+	//
+	// First what concerns the device, then what each rollout of its product has for it.
+	//
+	// Corresponds with GET /devices/{device}/why (the `WhyDevice` operationId).
+	WhyDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetEndpoints Where devices connect to.
 	//
 	// Corresponds with GET /endpoints (the `GetEndpoints` operationId).
@@ -1382,6 +1970,29 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
 	GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClearFloor Take the mark of a floor off a release.
+	//
+	// Corresponds with DELETE /firmware/releases/{product}/{version}/floor (the `ClearFloor` operationId).
+	ClearFloor(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetFloorWithBody Mark a release as a floor, which no device below it may skip on its way to a newer one.
+	//
+	// For rollouts that are created afterwards.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+	SetFloorWithBody(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetFloor Mark a release as a floor, which no device below it may skip on its way to a newer one.
+	//
+	// For rollouts that are created afterwards.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+	SetFloor(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetSpec This document.
 	//
@@ -1437,15 +2048,56 @@ type ClientInterface interface {
 	// Corresponds with POST /rollouts (the `CreateRollout` operationId).
 	CreateRollout(ctx context.Context, body CreateRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PlanRolloutWithBody Say what a rollout would do if it were started now. Nothing is stored.
+	//
+	// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+	// those of the rollout that is created later.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+	PlanRolloutWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PlanRollout Say what a rollout would do if it were started now. Nothing is stored.
+	//
+	// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+	// those of the rollout that is created later.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+	PlanRollout(ctx context.Context, body PlanRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetRollout Show a rollout and how far each stage is.
 	//
 	// Corresponds with GET /rollouts/{rollout} (the `GetRollout` operationId).
 	GetRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// AbortRollout End a rollout for good. Grants are withdrawn.
+	// AbortRolloutWithBody End a rollout for good. Grants are withdrawn.
+	//
+	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
-	AbortRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
+	AbortRolloutWithBody(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AbortRollout End a rollout for good. Grants are withdrawn.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
+	AbortRollout(ctx context.Context, rollout OnRollout, body AbortRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AdvanceRollout Open the next stage now. The open one must be done; it is not soaked or held any longer.
+	//
+	// Corresponds with POST /rollouts/{rollout}/advance (the `AdvanceRollout` operationId).
+	AdvanceRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ApproveRollout Agree to a draft that somebody else created.
+	//
+	// Whoever created it is refused with 403.
+	//
+	// Corresponds with POST /rollouts/{rollout}/approve (the `ApproveRollout` operationId).
+	ApproveRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRolloutDecisions The history of a rollout, oldest first.
 	//
@@ -1457,6 +2109,18 @@ type ClientInterface interface {
 	// Corresponds with GET /rollouts/{rollout}/devices (the `ListRolloutDevices` operationId).
 	ListRolloutDevices(ctx context.Context, rollout OnRollout, params *ListRolloutDevicesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// FollowRollout Follow a rollout as server-sent events (WHATWG HTML §9.2).
+	//
+	// `rollout` events hold the rollout as JSON (Rollout): first as it is now, then whenever it has changed, at most two a
+	// second. `decision` events hold one line of its history (Decision); their id is its number, and after a reconnect with
+	// Last-Event-ID only later ones come. Without it, the whole history comes first. The event `end` (RolloutEnd) comes when
+	// the rollout is over and will not change by itself. Comments come every 15 s while nothing else does. The stream may end
+	// at any time without `end`: connect again. Few streams are served at once; 503 says that there are too many, and
+	// `GET /rollouts/{rollout}` tells the same.
+	//
+	// Corresponds with GET /rollouts/{rollout}/events (the `FollowRollout` operationId).
+	FollowRollout(ctx context.Context, rollout OnRollout, params *FollowRolloutParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// PauseRollout Offer nothing more until it is resumed. Devices that are updating may finish.
 	//
 	// Corresponds with POST /rollouts/{rollout}/pause (the `PauseRollout` operationId).
@@ -1467,7 +2131,34 @@ type ClientInterface interface {
 	// Corresponds with POST /rollouts/{rollout}/resume (the `ResumeRollout` operationId).
 	ResumeRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// StartRollout Start a draft.
+	// RetryRolloutWithBody Give the devices that failed another attempt.
+	//
+	// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+	// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+	RetryRolloutWithBody(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryRollout Give the devices that failed another attempt.
+	//
+	// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+	// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+	RetryRollout(ctx context.Context, rollout OnRollout, body RetryRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollbackRollout End a rollout and take its devices back as its plan says.
+	//
+	// Another rollout does that; `undone_by` names it.
+	//
+	// Corresponds with POST /rollouts/{rollout}/rollback (the `RollbackRollout` operationId).
+	RollbackRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartRollout Start a draft. With start_at it waits for that time; where approval is asked for, it must be there.
 	//
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1883,6 +2574,38 @@ func (c *Client) NewFallbackPassword(ctx context.Context, device OnDevice, reqEd
 	return c.Client.Do(req)
 }
 
+// PardonDevice Let a device out of the penalty box, in which it came by failing again and again.
+//
+// Corresponds with POST /devices/{device}/pardon (the `PardonDevice` operationId).
+func (c *Client) PardonDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPardonDeviceRequest(c.Server, device)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// WhyDevice Say in ordered sentences why a device is not updating, or not connecting.
+//
+// First what concerns the device, then what each rollout of its product has for it.
+//
+// Corresponds with GET /devices/{device}/why (the `WhyDevice` operationId).
+func (c *Client) WhyDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewWhyDeviceRequest(c.Server, device)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetEndpoints Where devices connect to.
 //
 // Corresponds with GET /endpoints (the `GetEndpoints` operationId).
@@ -2003,6 +2726,59 @@ func (c *Client) UploadReleaseWithBody(ctx context.Context, params *UploadReleas
 // Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
 func (c *Client) GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetReleaseRequest(c.Server, product, version)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClearFloor Take the mark of a floor off a release.
+//
+// Corresponds with DELETE /firmware/releases/{product}/{version}/floor (the `ClearFloor` operationId).
+func (c *Client) ClearFloor(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClearFloorRequest(c.Server, product, version)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetFloorWithBody Mark a release as a floor, which no device below it may skip on its way to a newer one.
+//
+// For rollouts that are created afterwards.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+func (c *Client) SetFloorWithBody(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetFloorRequestWithBody(c.Server, product, version, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetFloor Mark a release as a floor, which no device below it may skip on its way to a newer one.
+//
+// For rollouts that are created afterwards.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+func (c *Client) SetFloor(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetFloorRequest(c.Server, product, version, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2167,6 +2943,46 @@ func (c *Client) CreateRollout(ctx context.Context, body CreateRolloutJSONReques
 	return c.Client.Do(req)
 }
 
+// PlanRolloutWithBody Say what a rollout would do if it were started now. Nothing is stored.
+//
+// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+// those of the rollout that is created later.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+func (c *Client) PlanRolloutWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPlanRolloutRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PlanRollout Say what a rollout would do if it were started now. Nothing is stored.
+//
+// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+// those of the rollout that is created later.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+func (c *Client) PlanRollout(ctx context.Context, body PlanRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPlanRolloutRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetRollout Show a rollout and how far each stage is.
 //
 // Corresponds with GET /rollouts/{rollout} (the `GetRollout` operationId).
@@ -2182,11 +2998,62 @@ func (c *Client) GetRollout(ctx context.Context, rollout OnRollout, reqEditors .
 	return c.Client.Do(req)
 }
 
-// AbortRollout End a rollout for good. Grants are withdrawn.
+// AbortRolloutWithBody End a rollout for good. Grants are withdrawn.
+//
+// Takes any type of body and a specified content type.
 //
 // Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
-func (c *Client) AbortRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewAbortRolloutRequest(c.Server, rollout)
+func (c *Client) AbortRolloutWithBody(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAbortRolloutRequestWithBody(c.Server, rollout, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AbortRollout End a rollout for good. Grants are withdrawn.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
+func (c *Client) AbortRollout(ctx context.Context, rollout OnRollout, body AbortRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAbortRolloutRequest(c.Server, rollout, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AdvanceRollout Open the next stage now. The open one must be done; it is not soaked or held any longer.
+//
+// Corresponds with POST /rollouts/{rollout}/advance (the `AdvanceRollout` operationId).
+func (c *Client) AdvanceRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAdvanceRolloutRequest(c.Server, rollout)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ApproveRollout Agree to a draft that somebody else created.
+//
+// Whoever created it is refused with 403.
+//
+// Corresponds with POST /rollouts/{rollout}/approve (the `ApproveRollout` operationId).
+func (c *Client) ApproveRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApproveRolloutRequest(c.Server, rollout)
 	if err != nil {
 		return nil, err
 	}
@@ -2227,6 +3094,28 @@ func (c *Client) ListRolloutDevices(ctx context.Context, rollout OnRollout, para
 	return c.Client.Do(req)
 }
 
+// FollowRollout Follow a rollout as server-sent events (WHATWG HTML §9.2).
+//
+// `rollout` events hold the rollout as JSON (Rollout): first as it is now, then whenever it has changed, at most two a
+// second. `decision` events hold one line of its history (Decision); their id is its number, and after a reconnect with
+// Last-Event-ID only later ones come. Without it, the whole history comes first. The event `end` (RolloutEnd) comes when
+// the rollout is over and will not change by itself. Comments come every 15 s while nothing else does. The stream may end
+// at any time without `end`: connect again. Few streams are served at once; 503 says that there are too many, and
+// `GET /rollouts/{rollout}` tells the same.
+//
+// Corresponds with GET /rollouts/{rollout}/events (the `FollowRollout` operationId).
+func (c *Client) FollowRollout(ctx context.Context, rollout OnRollout, params *FollowRolloutParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowRolloutRequest(c.Server, rollout, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // PauseRollout Offer nothing more until it is resumed. Devices that are updating may finish.
 //
 // Corresponds with POST /rollouts/{rollout}/pause (the `PauseRollout` operationId).
@@ -2257,7 +3146,64 @@ func (c *Client) ResumeRollout(ctx context.Context, rollout OnRollout, reqEditor
 	return c.Client.Do(req)
 }
 
-// StartRollout Start a draft.
+// RetryRolloutWithBody Give the devices that failed another attempt.
+//
+// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+func (c *Client) RetryRolloutWithBody(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryRolloutRequestWithBody(c.Server, rollout, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryRollout Give the devices that failed another attempt.
+//
+// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+func (c *Client) RetryRollout(ctx context.Context, rollout OnRollout, body RetryRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryRolloutRequest(c.Server, rollout, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollbackRollout End a rollout and take its devices back as its plan says.
+//
+// Another rollout does that; `undone_by` names it.
+//
+// Corresponds with POST /rollouts/{rollout}/rollback (the `RollbackRollout` operationId).
+func (c *Client) RollbackRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollbackRolloutRequest(c.Server, rollout)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartRollout Start a draft. With start_at it waits for that time; where approval is asked for, it must be there.
 //
 // Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 func (c *Client) StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3073,6 +4019,74 @@ func NewNewFallbackPasswordRequest(server string, device OnDevice) (*http.Reques
 	return req, nil
 }
 
+// NewPardonDeviceRequest constructs an http.Request for the PardonDevice method
+func NewPardonDeviceRequest(server string, device OnDevice) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/devices/%s/pardon", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewWhyDeviceRequest constructs an http.Request for the WhyDevice method
+func NewWhyDeviceRequest(server string, device OnDevice) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/devices/%s/why", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetEndpointsRequest constructs an http.Request for the GetEndpoints method
 func NewGetEndpointsRequest(server string) (*http.Request, error) {
 	var err error
@@ -3346,6 +4360,101 @@ func NewGetReleaseRequest(server string, product Label40, version string) (*http
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewClearFloorRequest constructs an http.Request for the ClearFloor method
+func NewClearFloorRequest(server string, product Label40, version string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/releases/%s/%s/floor", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetFloorRequest calls the generic SetFloor builder with application/json body
+func NewSetFloorRequest(server string, product Label40, version string, body SetFloorJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetFloorRequestWithBody(server, product, version, "application/json", bodyReader)
+}
+
+// NewSetFloorRequestWithBody constructs an http.Request for the SetFloor method, with any body, and a specified content type
+func NewSetFloorRequestWithBody(server string, product Label40, version string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/releases/%s/%s/floor", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -3751,6 +4860,46 @@ func NewCreateRolloutRequestWithBody(server string, contentType string, body io.
 	return req, nil
 }
 
+// NewPlanRolloutRequest calls the generic PlanRollout builder with application/json body
+func NewPlanRolloutRequest(server string, body PlanRolloutJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPlanRolloutRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewPlanRolloutRequestWithBody constructs an http.Request for the PlanRollout method, with any body, and a specified content type
+func NewPlanRolloutRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rollouts/plan")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetRolloutRequest constructs an http.Request for the GetRollout method
 func NewGetRolloutRequest(server string, rollout OnRollout) (*http.Request, error) {
 	var err error
@@ -3785,8 +4934,19 @@ func NewGetRolloutRequest(server string, rollout OnRollout) (*http.Request, erro
 	return req, nil
 }
 
-// NewAbortRolloutRequest constructs an http.Request for the AbortRollout method
-func NewAbortRolloutRequest(server string, rollout OnRollout) (*http.Request, error) {
+// NewAbortRolloutRequest calls the generic AbortRollout builder with application/json body
+func NewAbortRolloutRequest(server string, rollout OnRollout, body AbortRolloutJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAbortRolloutRequestWithBody(server, rollout, "application/json", bodyReader)
+}
+
+// NewAbortRolloutRequestWithBody constructs an http.Request for the AbortRollout method, with any body, and a specified content type
+func NewAbortRolloutRequestWithBody(server string, rollout OnRollout, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3802,6 +4962,76 @@ func NewAbortRolloutRequest(server string, rollout OnRollout) (*http.Request, er
 	}
 
 	operationPath := fmt.Sprintf("/rollouts/%s/abort", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewAdvanceRolloutRequest constructs an http.Request for the AdvanceRollout method
+func NewAdvanceRolloutRequest(server string, rollout OnRollout) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rollout", rollout, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rollouts/%s/advance", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewApproveRolloutRequest constructs an http.Request for the ApproveRollout method
+func NewApproveRolloutRequest(server string, rollout OnRollout) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rollout", rollout, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rollouts/%s/approve", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -3926,6 +5156,53 @@ func NewListRolloutDevicesRequest(server string, rollout OnRollout, params *List
 	return req, nil
 }
 
+// NewFollowRolloutRequest constructs an http.Request for the FollowRollout method
+func NewFollowRolloutRequest(server string, rollout OnRollout, params *FollowRolloutParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rollout", rollout, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rollouts/%s/events", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Last-Event-ID", headerParam0)
+
+	}
+
+	return req, nil
+}
+
 // NewPauseRolloutRequest constructs an http.Request for the PauseRollout method
 func NewPauseRolloutRequest(server string, rollout OnRollout) (*http.Request, error) {
 	var err error
@@ -3977,6 +5254,87 @@ func NewResumeRolloutRequest(server string, rollout OnRollout) (*http.Request, e
 	}
 
 	operationPath := fmt.Sprintf("/rollouts/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRetryRolloutRequest calls the generic RetryRollout builder with application/json body
+func NewRetryRolloutRequest(server string, rollout OnRollout, body RetryRolloutJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRetryRolloutRequestWithBody(server, rollout, "application/json", bodyReader)
+}
+
+// NewRetryRolloutRequestWithBody constructs an http.Request for the RetryRollout method, with any body, and a specified content type
+func NewRetryRolloutRequestWithBody(server string, rollout OnRollout, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rollout", rollout, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rollouts/%s/retry", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRollbackRolloutRequest constructs an http.Request for the RollbackRollout method
+func NewRollbackRolloutRequest(server string, rollout OnRollout) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rollout", rollout, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rollouts/%s/rollback", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -4433,6 +5791,22 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /devices/{device}/fallback-password (the `NewFallbackPassword` operationId).
 	NewFallbackPasswordWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*NewFallbackPasswordResponse, error)
 
+	// PardonDeviceWithResponse Let a device out of the penalty box, in which it came by failing again and again.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /devices/{device}/pardon (the `PardonDevice` operationId).
+	PardonDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*PardonDeviceResponse, error)
+
+	// WhyDeviceWithResponse Say in ordered sentences why a device is not updating, or not connecting.
+	//
+	// First what concerns the device, then what each rollout of its product has for it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /devices/{device}/why (the `WhyDevice` operationId).
+	WhyDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*WhyDeviceResponse, error)
+
 	// GetEndpointsWithResponse Where devices connect to.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4492,6 +5866,31 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
 	GetReleaseWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*GetReleaseResponse, error)
+
+	// ClearFloorWithResponse Take the mark of a floor off a release.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /firmware/releases/{product}/{version}/floor (the `ClearFloor` operationId).
+	ClearFloorWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*ClearFloorResponse, error)
+
+	// SetFloorWithBodyWithResponse Mark a release as a floor, which no device below it may skip on its way to a newer one.
+	//
+	// For rollouts that are created afterwards.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+	SetFloorWithBodyWithResponse(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetFloorResponse, error)
+
+	// SetFloorWithResponse Mark a release as a floor, which no device below it may skip on its way to a newer one.
+	//
+	// For rollouts that are created afterwards.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+	SetFloorWithResponse(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*SetFloorResponse, error)
 
 	// GetSpecWithResponse This document.
 	//
@@ -4563,6 +5962,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /rollouts (the `CreateRollout` operationId).
 	CreateRolloutWithResponse(ctx context.Context, body CreateRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRolloutResponse, error)
 
+	// PlanRolloutWithBodyWithResponse Say what a rollout would do if it were started now. Nothing is stored.
+	//
+	// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+	// those of the rollout that is created later.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+	PlanRolloutWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PlanRolloutResponse, error)
+
+	// PlanRolloutWithResponse Say what a rollout would do if it were started now. Nothing is stored.
+	//
+	// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+	// those of the rollout that is created later.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+	PlanRolloutWithResponse(ctx context.Context, body PlanRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*PlanRolloutResponse, error)
+
 	// GetRolloutWithResponse Show a rollout and how far each stage is.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4570,12 +5989,35 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /rollouts/{rollout} (the `GetRollout` operationId).
 	GetRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*GetRolloutResponse, error)
 
+	// AbortRolloutWithBodyWithResponse End a rollout for good. Grants are withdrawn.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
+	AbortRolloutWithBodyWithResponse(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AbortRolloutResponse, error)
+
 	// AbortRolloutWithResponse End a rollout for good. Grants are withdrawn.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
+	AbortRolloutWithResponse(ctx context.Context, rollout OnRollout, body AbortRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*AbortRolloutResponse, error)
+
+	// AdvanceRolloutWithResponse Open the next stage now. The open one must be done; it is not soaked or held any longer.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
-	// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
-	AbortRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*AbortRolloutResponse, error)
+	// Corresponds with POST /rollouts/{rollout}/advance (the `AdvanceRollout` operationId).
+	AdvanceRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*AdvanceRolloutResponse, error)
+
+	// ApproveRolloutWithResponse Agree to a draft that somebody else created.
+	//
+	// Whoever created it is refused with 403.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/{rollout}/approve (the `ApproveRollout` operationId).
+	ApproveRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*ApproveRolloutResponse, error)
 
 	// ListRolloutDecisionsWithResponse The history of a rollout, oldest first.
 	//
@@ -4591,6 +6033,20 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /rollouts/{rollout}/devices (the `ListRolloutDevices` operationId).
 	ListRolloutDevicesWithResponse(ctx context.Context, rollout OnRollout, params *ListRolloutDevicesParams, reqEditors ...RequestEditorFn) (*ListRolloutDevicesResponse, error)
 
+	// FollowRolloutWithResponse Follow a rollout as server-sent events (WHATWG HTML §9.2).
+	//
+	// `rollout` events hold the rollout as JSON (Rollout): first as it is now, then whenever it has changed, at most two a
+	// second. `decision` events hold one line of its history (Decision); their id is its number, and after a reconnect with
+	// Last-Event-ID only later ones come. Without it, the whole history comes first. The event `end` (RolloutEnd) comes when
+	// the rollout is over and will not change by itself. Comments come every 15 s while nothing else does. The stream may end
+	// at any time without `end`: connect again. Few streams are served at once; 503 says that there are too many, and
+	// `GET /rollouts/{rollout}` tells the same.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /rollouts/{rollout}/events (the `FollowRollout` operationId).
+	FollowRolloutWithResponse(ctx context.Context, rollout OnRollout, params *FollowRolloutParams, reqEditors ...RequestEditorFn) (*FollowRolloutResponse, error)
+
 	// PauseRolloutWithResponse Offer nothing more until it is resumed. Devices that are updating may finish.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4605,7 +6061,36 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /rollouts/{rollout}/resume (the `ResumeRollout` operationId).
 	ResumeRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*ResumeRolloutResponse, error)
 
-	// StartRolloutWithResponse Start a draft.
+	// RetryRolloutWithBodyWithResponse Give the devices that failed another attempt.
+	//
+	// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+	// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+	RetryRolloutWithBodyWithResponse(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RetryRolloutResponse, error)
+
+	// RetryRolloutWithResponse Give the devices that failed another attempt.
+	//
+	// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+	// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+	RetryRolloutWithResponse(ctx context.Context, rollout OnRollout, body RetryRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryRolloutResponse, error)
+
+	// RollbackRolloutWithResponse End a rollout and take its devices back as its plan says.
+	//
+	// Another rollout does that; `undone_by` names it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rollouts/{rollout}/rollback (the `RollbackRollout` operationId).
+	RollbackRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*RollbackRolloutResponse, error)
+
+	// StartRolloutWithResponse Start a draft. With start_at it waits for that time; where approval is asked for, it must be there.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5403,6 +6888,102 @@ func (r NewFallbackPasswordResponse) ContentType() string {
 	return ""
 }
 
+type PardonDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Device
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PardonDeviceResponse) GetJSON200() *Device {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PardonDeviceResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PardonDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PardonDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PardonDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PardonDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type WhyDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Why
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r WhyDeviceResponse) GetJSON200() *Why {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r WhyDeviceResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r WhyDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r WhyDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r WhyDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r WhyDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetEndpointsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5740,6 +7321,102 @@ func (r GetReleaseResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetReleaseResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ClearFloorResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Release
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ClearFloorResponse) GetJSON200() *Release {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ClearFloorResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ClearFloorResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ClearFloorResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ClearFloorResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ClearFloorResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetFloorResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Release
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetFloorResponse) GetJSON200() *Release {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetFloorResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetFloorResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetFloorResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetFloorResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetFloorResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6164,6 +7841,54 @@ func (r CreateRolloutResponse) ContentType() string {
 	return ""
 }
 
+type PlanRolloutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolloutPreview
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PlanRolloutResponse) GetJSON200() *RolloutPreview {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PlanRolloutResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PlanRolloutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PlanRolloutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PlanRolloutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PlanRolloutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetRolloutResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6254,6 +7979,102 @@ func (r AbortRolloutResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r AbortRolloutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AdvanceRolloutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolloutNow
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AdvanceRolloutResponse) GetJSON200() *RolloutNow {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AdvanceRolloutResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AdvanceRolloutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AdvanceRolloutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AdvanceRolloutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AdvanceRolloutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ApproveRolloutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolloutNow
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ApproveRolloutResponse) GetJSON200() *RolloutNow {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ApproveRolloutResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ApproveRolloutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ApproveRolloutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ApproveRolloutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ApproveRolloutResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6356,6 +8177,47 @@ func (r ListRolloutDevicesResponse) ContentType() string {
 	return ""
 }
 
+type FollowRolloutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FollowRolloutResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FollowRolloutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FollowRolloutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FollowRolloutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FollowRolloutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type PauseRolloutResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6446,6 +8308,109 @@ func (r ResumeRolloutResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ResumeRolloutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RetryRolloutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolloutRetried
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *RolloutRetried
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RetryRolloutResponse) GetJSON200() *RolloutRetried {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r RetryRolloutResponse) GetJSON201() *RolloutRetried {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RetryRolloutResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RetryRolloutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryRolloutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryRolloutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RetryRolloutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RollbackRolloutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolloutNow
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RollbackRolloutResponse) GetJSON200() *RolloutNow {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RollbackRolloutResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RollbackRolloutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RollbackRolloutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RollbackRolloutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RollbackRolloutResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7086,6 +9051,34 @@ func (c *ClientWithResponses) NewFallbackPasswordWithResponse(ctx context.Contex
 	return ParseNewFallbackPasswordResponse(rsp)
 }
 
+// PardonDeviceWithResponse Let a device out of the penalty box, in which it came by failing again and again.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /devices/{device}/pardon (the `PardonDevice` operationId).
+func (c *ClientWithResponses) PardonDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*PardonDeviceResponse, error) {
+	rsp, err := c.PardonDevice(ctx, device, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePardonDeviceResponse(rsp)
+}
+
+// WhyDeviceWithResponse Say in ordered sentences why a device is not updating, or not connecting.
+//
+// First what concerns the device, then what each rollout of its product has for it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /devices/{device}/why (the `WhyDevice` operationId).
+func (c *ClientWithResponses) WhyDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*WhyDeviceResponse, error) {
+	rsp, err := c.WhyDevice(ctx, device, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseWhyDeviceResponse(rsp)
+}
+
 // GetEndpointsWithResponse Where devices connect to.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7192,6 +9185,49 @@ func (c *ClientWithResponses) GetReleaseWithResponse(ctx context.Context, produc
 		return nil, err
 	}
 	return ParseGetReleaseResponse(rsp)
+}
+
+// ClearFloorWithResponse Take the mark of a floor off a release.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /firmware/releases/{product}/{version}/floor (the `ClearFloor` operationId).
+func (c *ClientWithResponses) ClearFloorWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*ClearFloorResponse, error) {
+	rsp, err := c.ClearFloor(ctx, product, version, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClearFloorResponse(rsp)
+}
+
+// SetFloorWithBodyWithResponse Mark a release as a floor, which no device below it may skip on its way to a newer one.
+//
+// For rollouts that are created afterwards.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+func (c *ClientWithResponses) SetFloorWithBodyWithResponse(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetFloorResponse, error) {
+	rsp, err := c.SetFloorWithBody(ctx, product, version, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetFloorResponse(rsp)
+}
+
+// SetFloorWithResponse Mark a release as a floor, which no device below it may skip on its way to a newer one.
+//
+// For rollouts that are created afterwards.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
+func (c *ClientWithResponses) SetFloorWithResponse(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*SetFloorResponse, error) {
+	rsp, err := c.SetFloor(ctx, product, version, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetFloorResponse(rsp)
 }
 
 // GetSpecWithResponse This document.
@@ -7324,6 +9360,38 @@ func (c *ClientWithResponses) CreateRolloutWithResponse(ctx context.Context, bod
 	return ParseCreateRolloutResponse(rsp)
 }
 
+// PlanRolloutWithBodyWithResponse Say what a rollout would do if it were started now. Nothing is stored.
+//
+// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+// those of the rollout that is created later.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+func (c *ClientWithResponses) PlanRolloutWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PlanRolloutResponse, error) {
+	rsp, err := c.PlanRolloutWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePlanRolloutResponse(rsp)
+}
+
+// PlanRolloutWithResponse Say what a rollout would do if it were started now. Nothing is stored.
+//
+// The body is that of a new rollout. Which devices come first depends on its `id`: without one, the samples are not
+// those of the rollout that is created later.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/plan (the `PlanRollout` operationId).
+func (c *ClientWithResponses) PlanRolloutWithResponse(ctx context.Context, body PlanRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*PlanRolloutResponse, error) {
+	rsp, err := c.PlanRollout(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePlanRolloutResponse(rsp)
+}
+
 // GetRolloutWithResponse Show a rollout and how far each stage is.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7337,17 +9405,58 @@ func (c *ClientWithResponses) GetRolloutWithResponse(ctx context.Context, rollou
 	return ParseGetRolloutResponse(rsp)
 }
 
-// AbortRolloutWithResponse End a rollout for good. Grants are withdrawn.
+// AbortRolloutWithBodyWithResponse End a rollout for good. Grants are withdrawn.
 //
-// Returns a wrapper object for the known response body format(s).
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
-func (c *ClientWithResponses) AbortRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*AbortRolloutResponse, error) {
-	rsp, err := c.AbortRollout(ctx, rollout, reqEditors...)
+func (c *ClientWithResponses) AbortRolloutWithBodyWithResponse(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AbortRolloutResponse, error) {
+	rsp, err := c.AbortRolloutWithBody(ctx, rollout, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseAbortRolloutResponse(rsp)
+}
+
+// AbortRolloutWithResponse End a rollout for good. Grants are withdrawn.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/{rollout}/abort (the `AbortRollout` operationId).
+func (c *ClientWithResponses) AbortRolloutWithResponse(ctx context.Context, rollout OnRollout, body AbortRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*AbortRolloutResponse, error) {
+	rsp, err := c.AbortRollout(ctx, rollout, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAbortRolloutResponse(rsp)
+}
+
+// AdvanceRolloutWithResponse Open the next stage now. The open one must be done; it is not soaked or held any longer.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/{rollout}/advance (the `AdvanceRollout` operationId).
+func (c *ClientWithResponses) AdvanceRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*AdvanceRolloutResponse, error) {
+	rsp, err := c.AdvanceRollout(ctx, rollout, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAdvanceRolloutResponse(rsp)
+}
+
+// ApproveRolloutWithResponse Agree to a draft that somebody else created.
+//
+// Whoever created it is refused with 403.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/{rollout}/approve (the `ApproveRollout` operationId).
+func (c *ClientWithResponses) ApproveRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*ApproveRolloutResponse, error) {
+	rsp, err := c.ApproveRollout(ctx, rollout, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApproveRolloutResponse(rsp)
 }
 
 // ListRolloutDecisionsWithResponse The history of a rollout, oldest first.
@@ -7376,6 +9485,26 @@ func (c *ClientWithResponses) ListRolloutDevicesWithResponse(ctx context.Context
 	return ParseListRolloutDevicesResponse(rsp)
 }
 
+// FollowRolloutWithResponse Follow a rollout as server-sent events (WHATWG HTML §9.2).
+//
+// `rollout` events hold the rollout as JSON (Rollout): first as it is now, then whenever it has changed, at most two a
+// second. `decision` events hold one line of its history (Decision); their id is its number, and after a reconnect with
+// Last-Event-ID only later ones come. Without it, the whole history comes first. The event `end` (RolloutEnd) comes when
+// the rollout is over and will not change by itself. Comments come every 15 s while nothing else does. The stream may end
+// at any time without `end`: connect again. Few streams are served at once; 503 says that there are too many, and
+// `GET /rollouts/{rollout}` tells the same.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /rollouts/{rollout}/events (the `FollowRollout` operationId).
+func (c *ClientWithResponses) FollowRolloutWithResponse(ctx context.Context, rollout OnRollout, params *FollowRolloutParams, reqEditors ...RequestEditorFn) (*FollowRolloutResponse, error) {
+	rsp, err := c.FollowRollout(ctx, rollout, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFollowRolloutResponse(rsp)
+}
+
 // PauseRolloutWithResponse Offer nothing more until it is resumed. Devices that are updating may finish.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7402,7 +9531,54 @@ func (c *ClientWithResponses) ResumeRolloutWithResponse(ctx context.Context, rol
 	return ParseResumeRolloutResponse(rsp)
 }
 
-// StartRolloutWithResponse Start a draft.
+// RetryRolloutWithBodyWithResponse Give the devices that failed another attempt.
+//
+// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+func (c *ClientWithResponses) RetryRolloutWithBodyWithResponse(ctx context.Context, rollout OnRollout, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RetryRolloutResponse, error) {
+	rsp, err := c.RetryRolloutWithBody(ctx, rollout, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryRolloutResponse(rsp)
+}
+
+// RetryRolloutWithResponse Give the devices that failed another attempt.
+//
+// A rollout that is over is not touched: with `as`, a new one is created for its failed devices. It has the same plan,
+// but for its stages (one device, then all) and its start time, and is a draft unless `start` is set.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/{rollout}/retry (the `RetryRollout` operationId).
+func (c *ClientWithResponses) RetryRolloutWithResponse(ctx context.Context, rollout OnRollout, body RetryRolloutJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryRolloutResponse, error) {
+	rsp, err := c.RetryRollout(ctx, rollout, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryRolloutResponse(rsp)
+}
+
+// RollbackRolloutWithResponse End a rollout and take its devices back as its plan says.
+//
+// Another rollout does that; `undone_by` names it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rollouts/{rollout}/rollback (the `RollbackRollout` operationId).
+func (c *ClientWithResponses) RollbackRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*RollbackRolloutResponse, error) {
+	rsp, err := c.RollbackRollout(ctx, rollout, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollbackRolloutResponse(rsp)
+}
+
+// StartRolloutWithResponse Start a draft. With start_at it waits for that time; where approval is asked for, it must be there.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -8040,6 +10216,72 @@ func ParseNewFallbackPasswordResponse(rsp *http.Response) (*NewFallbackPasswordR
 	return response, nil
 }
 
+// ParsePardonDeviceResponse parses an HTTP response from a PardonDeviceWithResponse call
+func ParsePardonDeviceResponse(rsp *http.Response) (*PardonDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PardonDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Device
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseWhyDeviceResponse parses an HTTP response from a WhyDeviceWithResponse call
+func ParseWhyDeviceResponse(rsp *http.Response) (*WhyDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &WhyDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Why
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetEndpointsResponse parses an HTTP response from a GetEndpointsWithResponse call
 func ParseGetEndpointsResponse(rsp *http.Response) (*GetEndpointsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8254,6 +10496,72 @@ func ParseGetReleaseResponse(rsp *http.Response) (*GetReleaseResponse, error) {
 	}
 
 	response := &GetReleaseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Release
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseClearFloorResponse parses an HTTP response from a ClearFloorWithResponse call
+func ParseClearFloorResponse(rsp *http.Response) (*ClearFloorResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ClearFloorResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Release
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetFloorResponse parses an HTTP response from a SetFloorWithResponse call
+func ParseSetFloorResponse(rsp *http.Response) (*SetFloorResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetFloorResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}
@@ -8564,6 +10872,39 @@ func ParseCreateRolloutResponse(rsp *http.Response) (*CreateRolloutResponse, err
 	return response, nil
 }
 
+// ParsePlanRolloutResponse parses an HTTP response from a PlanRolloutWithResponse call
+func ParsePlanRolloutResponse(rsp *http.Response) (*PlanRolloutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PlanRolloutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolloutPreview
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetRolloutResponse parses an HTTP response from a GetRolloutWithResponse call
 func ParseGetRolloutResponse(rsp *http.Response) (*GetRolloutResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8606,6 +10947,72 @@ func ParseAbortRolloutResponse(rsp *http.Response) (*AbortRolloutResponse, error
 	}
 
 	response := &AbortRolloutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolloutNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAdvanceRolloutResponse parses an HTTP response from a AdvanceRolloutWithResponse call
+func ParseAdvanceRolloutResponse(rsp *http.Response) (*AdvanceRolloutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AdvanceRolloutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolloutNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseApproveRolloutResponse parses an HTTP response from a ApproveRolloutWithResponse call
+func ParseApproveRolloutResponse(rsp *http.Response) (*ApproveRolloutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ApproveRolloutResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}
@@ -8696,6 +11103,32 @@ func ParseListRolloutDevicesResponse(rsp *http.Response) (*ListRolloutDevicesRes
 	return response, nil
 }
 
+// ParseFollowRolloutResponse parses an HTTP response from a FollowRolloutWithResponse call
+func ParseFollowRolloutResponse(rsp *http.Response) (*FollowRolloutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FollowRolloutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParsePauseRolloutResponse parses an HTTP response from a PauseRolloutWithResponse call
 func ParsePauseRolloutResponse(rsp *http.Response) (*PauseRolloutResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8738,6 +11171,79 @@ func ParseResumeRolloutResponse(rsp *http.Response) (*ResumeRolloutResponse, err
 	}
 
 	response := &ResumeRolloutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolloutNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRetryRolloutResponse parses an HTTP response from a RetryRolloutWithResponse call
+func ParseRetryRolloutResponse(rsp *http.Response) (*RetryRolloutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryRolloutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolloutRetried
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest RolloutRetried
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRollbackRolloutResponse parses an HTTP response from a RollbackRolloutWithResponse call
+func ParseRollbackRolloutResponse(rsp *http.Response) (*RollbackRolloutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RollbackRolloutResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}

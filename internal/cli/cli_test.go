@@ -292,7 +292,7 @@ func TestRollouts(t *testing.T) {
 	has(t, d.run("rollout", "create", "r1", "--product", "lamp", "--version", "1.1.0", "--stage", "1", "--stage", "25%", "--stage", "100%",
 		"--max-failures", "2", "--max-in-flight", "5", "--timeout", "10m", "--soak", "30m"), "created r1: lamp 1.1.0 to 8 devices in 3 stages, draft")
 	r := decode[api.Rollout](d, "rollout", "show", "r1")
-	if r.Plan.DeviceTimeout != "10m0s" || r.Plan.MaxInFlight != 5 || r.Stages[1].Quota != 2 || r.Failures != 0 || r.Plan.MaxFailures != 2 {
+	if r.Plan.DeviceTimeout != "10m0s" || r.Plan.MaxInFlight != 5 || r.Stages[1].Quota != 2 || r.Failures != 0 || *r.Plan.MaxFailures != 2 {
 		t.Errorf("%+v", r)
 	}
 	has(t, d.run("rollout", "show", "r1"), "STAGE    UP TO", "2: 25%   2", "0 of 2 tolerated", "to come")

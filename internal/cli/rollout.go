@@ -40,7 +40,7 @@ failed, nothing more is offered.`,
 	f.StringVar(&in.Product, "product", "", "product line")
 	f.StringVar(&in.Version, "version", "", "version of the release")
 	f.StringArrayVar(&stages, "stage", nil, "number of devices, or percent of the target, each more than the one before; may be repeated (default 1, 10%, 100%)")
-	f.IntVar(&in.Plan.MaxFailures, "max-failures", 0, "failures that are tolerated; one more halts the rollout")
+	in.Plan.MaxFailures = f.Int("max-failures", 0, "failures that are tolerated; one more halts the rollout")
 	f.IntVar(&in.Plan.MaxInFlight, "max-in-flight", 0, "devices that may update at once (default 100)")
 	f.StringVar(&in.Plan.DeviceTimeout, "timeout", "", "from the offer to success, for each device (default 1h)")
 	f.StringVar(&in.Plan.Soak, "soak", "", "how long a stage that is done is watched (default 0s)")
@@ -113,7 +113,7 @@ func (a *app) rolloutDo(verb, short string) *cobra.Command {
 			"start":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.StartRollout(ctx, args[0])) },
 			"pause":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.PauseRollout(ctx, args[0])) },
 			"resume": func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.ResumeRollout(ctx, args[0])) },
-			"abort":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.AbortRollout(ctx, args[0])) },
+			"abort":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.AbortRollout(ctx, args[0], api.RolloutAbort{})) },
 		}[verb]
 		r, err := do()
 		if err != nil {
@@ -155,7 +155,7 @@ func (a *app) rolloutList() *cobra.Command {
 }
 
 // failed is how many devices failed, in whatever way.
-func failed(c api.Counts) int { return c["failed"] + c["rolled-back"] + c["timed-out"] }
+func failed(c api.Counts) int { return c["failed"] + c["rejected"] + c["rolled-back"] + c["timed-out"] + c["went-dark"] }
 
 func (a *app) rolloutShow() *cobra.Command {
 	c := &cobra.Command{Use: "show ID", Short: "show a rollout and how far each stage is", Args: cobra.ExactArgs(1)}
@@ -166,7 +166,7 @@ func (a *app) rolloutShow() *cobra.Command {
 		}
 		return a.ui.show(r, func() {
 			a.ui.facts("rollout", r.ID, "release", r.Product+" "+r.Version, "state", cell{string(r.State), stateShade(string(r.State))}, "why", r.Reason,
-				"devices", fmt.Sprint(r.Targets), "failures", fmt.Sprintf("%d of %d tolerated", r.Failures, r.Plan.MaxFailures),
+				"devices", fmt.Sprint(r.Targets), "failures", fmt.Sprintf("%d of %d tolerated", r.Failures, *r.Plan.MaxFailures),
 				"in flight", fmt.Sprintf("%d of at most %d", r.InFlight, r.Plan.MaxInFlight), "device timeout", r.Plan.DeviceTimeout, "soak", r.Plan.Soak,
 				"offline grace", r.Plan.OfflineGrace, "created", text(r.CreatedAt)+" by "+r.CreatedBy, "started", r.StartedAt, "ended", r.EndedAt)
 			a.ui.printf("\n")

@@ -22,6 +22,7 @@ import (
 	"muster/internal/fleet"
 	"muster/internal/httpapi"
 	"muster/internal/pki"
+	"muster/internal/rollout"
 	"muster/internal/store/bolt"
 	"muster/internal/uplink"
 )
@@ -280,7 +281,7 @@ func TestRollouts(t *testing.T) {
 	if w.want(w.send(access.Viewer, "GET", "/rollouts/r1/devices?limit=5", nil), 200, "").decode(t, &jobs); len(jobs.Items) != 5 || jobs.NextCursor == "" {
 		t.Errorf("%+v", jobs)
 	}
-	w.want(w.send(access.Viewer, "GET", "/rollouts/r1/devices?state=granted", nil), 200, "")
+	w.want(w.send(access.Viewer, "GET", "/rollouts/r1/devices?state=offered", nil), 200, "")
 	var ds api.DecisionList
 	if w.want(w.send(access.Viewer, "GET", "/rollouts/r1/decisions", nil), 200, "").decode(t, &ds); len(ds.Items) < 4 {
 		t.Errorf("%+v", ds)
@@ -484,6 +485,21 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	for _, verb := range []string{"start", "pause", "resume", "abort"} {
 		do(verb+"Rollout", "POST", "/rollouts/r1/"+verb, nil)
 	}
+	draft := plan("r2")
+	draft.Plan.Approval, draft.Plan.Stages, draft.Plan.Rollback = true, []api.Stage{{Count: 1, Hold: true}, {Percent: 100}}, api.RollbackPlan{PreviousSlot: true}
+	draft.Plan.MaxFailures, draft.Plan.VerifyFor = new(5), "0s"
+	w.want(w.send(access.Operator, "POST", "/rollouts", draft), 201, "")
+	do("approveRollout", "POST", "/rollouts/r2/approve", nil)
+	w.want(w.send(access.Operator, "POST", "/rollouts/r2/start", nil), 200, "")
+	first := w.grant("r2")
+	w.step("r2", rollout.Confirmed{At: w.now, Device: first, Session: w.now.Add(time.Second)}, first)
+	do("advanceRollout", "POST", "/rollouts/r2/advance", nil)
+	second := w.grant("r2")
+	w.step("r2", rollout.Reported{At: w.now, Device: second, Report: rollout.ReportFailed}, second)
+	do("retryRollout", "POST", "/rollouts/r2/retry", nil)
+	do("rollbackRollout", "POST", "/rollouts/r2/rollback", nil)
+	do("pardonDevice", "POST", "/devices/d000/pardon", nil)
+	delete(left, "planRollout") // changes nothing
 	do("approveRecoveryRequest", "POST", "/recovery/requests/"+reqs[0]+"/approve", nil)
 	do("denyRecoveryRequest", "POST", "/recovery/requests/"+reqs[1]+"/deny", nil)
 	do("dropQuarantined", "DELETE", "/quarantine/1", nil)

@@ -15,7 +15,7 @@ func Operations() []Operation {
 	for _, op := range operations {
 		out = append(out, Operation{
 			ID: op.id, Method: op.method, Path: op.path, Role: string(op.role), Query: op.query,
-			JSON: op.body == jsonBody || op.body == bulkBody, Image: op.body == image, NoBody: op.body == noBody,
+			JSON: op.body == jsonBody || op.body == maybeJSON || op.body == bulkBody, Image: op.body == image, NoBody: op.body == noBody,
 		})
 	}
 	return out
@@ -40,3 +40,6 @@ func NewWithout(c Config) error {
 	_, err := newServer(c, ops)
 	return err
 }
+
+// MaxStreams is how many event streams are served at once.
+const MaxStreams = maxStreams

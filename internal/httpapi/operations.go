@@ -32,6 +32,9 @@ var operations = []operation{
 	{id: "enableDevice", method: http.MethodPost, path: "/devices/:device/enable", role: access.Operator, do: (*Server).enableDevice},
 	{id: "newFallbackPassword", method: http.MethodPost, path: "/devices/:device/fallback-password", role: access.Operator, do: (*Server).newFallbackPassword},
 
+	{id: "whyDevice", method: http.MethodGet, path: "/devices/:device/why", role: access.Viewer, do: (*Server).whyDevice},
+	{id: "pardonDevice", method: http.MethodPost, path: "/devices/:device/pardon", role: access.Operator, do: (*Server).pardonDevice},
+
 	{id: "listDeviceCertificates", method: http.MethodGet, path: "/devices/:device/certificates", role: access.Viewer, do: (*Server).listDeviceCertificates},
 	{id: "issueCertificate", method: http.MethodPost, path: "/devices/:device/certificates", role: access.Operator, body: jsonBody, do: (*Server).issueCertificate},
 	{id: "listCertificates", method: http.MethodGet, path: "/certificates", role: access.Viewer, query: []string{"within", "limit"}, do: (*Server).listCertificates},
@@ -53,11 +56,17 @@ var operations = []operation{
 
 	{id: "listRollouts", method: http.MethodGet, path: "/rollouts", role: access.Viewer, query: append([]string{"product", "state"}, paged...), do: (*Server).listRollouts},
 	{id: "createRollout", method: http.MethodPost, path: "/rollouts", role: access.Operator, body: jsonBody, do: (*Server).createRollout},
+	{id: "planRollout", method: http.MethodPost, path: "/rollouts/plan", role: access.Viewer, body: jsonBody, do: (*Server).planRollout},
 	{id: "getRollout", method: http.MethodGet, path: "/rollouts/:rollout", role: access.Viewer, do: (*Server).getRollout},
 	{id: "startRollout", method: http.MethodPost, path: "/rollouts/:rollout/start", role: access.Operator, do: operate(Rollouts.Start)},
 	{id: "pauseRollout", method: http.MethodPost, path: "/rollouts/:rollout/pause", role: access.Operator, do: operate(Rollouts.Pause)},
 	{id: "resumeRollout", method: http.MethodPost, path: "/rollouts/:rollout/resume", role: access.Operator, do: operate(Rollouts.Resume)},
-	{id: "abortRollout", method: http.MethodPost, path: "/rollouts/:rollout/abort", role: access.Operator, do: operate(Rollouts.Abort)},
+	{id: "abortRollout", method: http.MethodPost, path: "/rollouts/:rollout/abort", role: access.Operator, body: maybeJSON, do: (*Server).abortRollout},
+	{id: "approveRollout", method: http.MethodPost, path: "/rollouts/:rollout/approve", role: access.Operator, do: operate(Rollouts.Approve)},
+	{id: "advanceRollout", method: http.MethodPost, path: "/rollouts/:rollout/advance", role: access.Operator, do: operate(Rollouts.Advance)},
+	{id: "rollbackRollout", method: http.MethodPost, path: "/rollouts/:rollout/rollback", role: access.Operator, do: operate(Rollouts.Rollback)},
+	{id: "retryRollout", method: http.MethodPost, path: "/rollouts/:rollout/retry", role: access.Operator, body: maybeJSON, do: (*Server).retryRollout},
+	{id: "followRollout", method: http.MethodGet, path: "/rollouts/:rollout/events", role: access.Viewer, produces: eventsType, do: (*Server).followRollout},
 	{id: "listRolloutDevices", method: http.MethodGet, path: "/rollouts/:rollout/devices", role: access.Viewer, query: append([]string{"state"}, paged...), do: (*Server).listRolloutDevices},
 	{id: "listRolloutDecisions", method: http.MethodGet, path: "/rollouts/:rollout/decisions", role: access.Viewer, do: (*Server).listRolloutDecisions},
 

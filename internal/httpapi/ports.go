@@ -81,11 +81,23 @@ type (
 		Start(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
 		Pause(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
 		Resume(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
-		Abort(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		// AbortFor takes a reason for the history, which may be empty.
+		AbortFor(ctx context.Context, at time.Time, id fleet.RolloutID, why, by string) (rollout.Rollout, error)
+		Approve(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Advance(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Rollback(ctx context.Context, at time.Time, id fleet.RolloutID, by string) (rollout.Rollout, error)
+		Retry(ctx context.Context, at time.Time, id fleet.RolloutID, kind rollout.JobState, by string) (rollout.Rollout, int, error)
+		RetryAs(ctx context.Context, at time.Time, id fleet.RolloutID, kind rollout.JobState, as fleet.RolloutID, by string) (rollout.Rollout, int, error)
+		// Plan says what a rollout would do.
+		Plan(ctx context.Context, at time.Time, s dispatch.Spec, by string) (dispatch.Preview, error)
 		Get(ctx context.Context, id fleet.RolloutID) (rollout.Rollout, error)
 		List(ctx context.Context) ([]rollout.Rollout, error)
 		Jobs(ctx context.Context, id fleet.RolloutID, state rollout.JobState, page fleet.Page) (jobs []rollout.Job, more bool, err error)
 		History(ctx context.Context, id fleet.RolloutID) ([]rollout.Decision, error)
+		Since(ctx context.Context, id fleet.RolloutID, seq uint64, limit int) (rollout.Rollout, []dispatch.Line, error)
+		// Why says why a device is not updating; Pardon lets it out of the penalty box.
+		Why(ctx context.Context, at time.Time, id fleet.DeviceID) ([]dispatch.Reason, error)
+		Pardon(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
 	}
 
 	// Quarantine holds the messages that could not be handled.

@@ -47,6 +47,9 @@ func TestNobodyMayDoMoreThanHisRole(t *testing.T) {
 	}
 }
 
+// plan is the body of a new rollout with this plan.
+func plan(p string) string { return `{"product":"lamp","version":"1.0.0","plan":` + p + `}` }
+
 func TestARefusedAttemptIsOnRecordButCannotFillTheStore(t *testing.T) {
 	w := open(t)
 	w.want(w.send(access.Viewer, "POST", "/devices/d000/disable", nil), 403, "role_too_low")
@@ -222,6 +225,31 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		"within 9999999h":           {"POST", "/certificates/renewals", `{"within":"9999999h"}`, nil, 400, "duration_invalid"},
 		"soak -1h":                  {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0","plan":{"soak":"-1h"}}`, nil, 400, "duration_invalid"},
 		"device timeout 0s":         {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0","plan":{"device_timeout":"0s"}}`, nil, 400, "duration_invalid"},
+		"verify for -1s":            {"POST", "/rollouts", plan(`{"verify_for":"-1s"}`), nil, 400, "duration_invalid"},
+		"verify for a minute":       {"POST", "/rollouts", plan(`{"verify_for":"a minute"}`), nil, 400, "duration_invalid"},
+		"window of 2s":              {"POST", "/rollouts", plan(`{"window":{"cron":"0 2 * * *","length":"2s"}}`), nil, 400, "duration_invalid"},
+		"unknown field of a plan":   {"POST", "/rollouts", plan(`{"stagess":[]}`), nil, 400, "body_invalid"},
+		"max_failures as text":      {"POST", "/rollouts", plan(`{"max_failures":"2"}`), nil, 400, "body_invalid"},
+		"start_at yesterday":        {"POST", "/rollouts", plan(`{"start_at":"yesterday"}`), nil, 400, "body_invalid"},
+		"where of 3 KB":             {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0","target":{"where":"` + strings.Repeat("x", 3<<10) + `"}}`, nil, 400, "target_invalid"},
+		"1001 devices":              {"POST", "/rollouts/plan", `{"product":"lamp","version":"1.0.0","target":{"devices":["a"` + strings.Repeat(`,"a"`, 1000) + `]}}`, nil, 400, "too_many_devices"},
+		"plan of an unknown member": {"POST", "/rollouts/plan", `{"product":"lamp","version":"1.0.0","start":true}`, nil, 400, "body_invalid"},
+		"plan without a body":       {"POST", "/rollouts/plan", nil, header("Content-Type", "application/json"), 400, "body_invalid"},
+		"retry of a success":        {"POST", "/rollouts/r1/retry", `{"kind":"succeeded"}`, nil, 400, "kind_invalid"},
+		"retry, start without as":   {"POST", "/rollouts/r1/retry", `{"start":true}`, nil, 400, "start_without_as"},
+		"retry as a bad id":         {"POST", "/rollouts/r1/retry", `{"as":"A B"}`, nil, 400, "id_invalid"},
+		"retry as text":             {"POST", "/rollouts/r1/retry", `{}`, header("Content-Type", "text/plain"), 415, "media_type_unsupported"},
+		"retry of no rollout":       {"POST", "/rollouts/r1/retry", nil, nil, 404, "not_found"},
+		"abort for 300 bytes":       {"POST", "/rollouts/r1/abort", `{"why":"` + strings.Repeat("x", 300) + `"}`, nil, 400, "why_invalid"},
+		"abort for an escape":       {"POST", "/rollouts/r1/abort", `{"why":"\u001b[2J"}`, nil, 400, "why_invalid"},
+		"abort with an array":       {"POST", "/rollouts/r1/abort", `[]`, nil, 400, "body_invalid"},
+		"events of no rollout":      {"GET", "/rollouts/r1/events", nil, nil, 404, "not_found"},
+		"events after -1":           {"GET", "/rollouts/r1/events", nil, header("Last-Event-ID", "-1"), 400, "last_event_id_invalid"},
+		"events after text":         {"GET", "/rollouts/r1/events", nil, header("Last-Event-ID", "abc"), 400, "last_event_id_invalid"},
+		"events after 2^64":         {"GET", "/rollouts/r1/events", nil, header("Last-Event-ID", "18446744073709551616"), 400, "last_event_id_invalid"},
+		"events as JSON":            {"GET", "/rollouts/r1/events", nil, header("Accept", "application/json"), 406, "not_acceptable"},
+		"why of no device":          {"GET", "/devices/none/why", nil, nil, 404, "not_found"},
+		"pardon of no device":       {"POST", "/devices/none/pardon", nil, nil, 404, "not_found"},
 		"rollout of no release":     {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0"}`, nil, 404, "not_found"},
 		"version v1":                {"GET", "/firmware/releases/lamp/v1", nil, nil, 400, "id_invalid"},
 		"version in Arabic digits":  {"GET", "/firmware/releases/lamp/%D9%A1.0.0", nil, nil, 400, "id_invalid"},

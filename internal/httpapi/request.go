@@ -50,10 +50,11 @@ func gone() (answer, error)         { return answer{status: http.StatusNoContent
 type bodyKind int
 
 const (
-	noBody   bodyKind = iota
-	jsonBody          // at most maxJSON
-	bulkBody          // JSON, at most maxBulk
-	image             // a stream, at most Config.MaxImage
+	noBody    bodyKind = iota
+	jsonBody           // at most maxJSON
+	maybeJSON          // the same, and none is an empty object
+	bulkBody           // JSON, at most maxBulk
+	image              // a stream, at most Config.MaxImage
 )
 
 // Limits of bodies in bytes.
@@ -113,6 +114,9 @@ func readBody(r *http.Request, w http.ResponseWriter, kind bodyKind, maxImage in
 			return nil, fleet.Coded(fleet.TooLarge, "image_too_large", "the image has %d bytes, at most %d are taken", r.ContentLength, maxImage)
 		}
 		return nil, nil
+	}
+	if kind == maybeJSON && r.ContentLength == 0 {
+		return []byte("{}"), nil
 	}
 	limit := int64(maxJSON)
 	if kind == bulkBody {

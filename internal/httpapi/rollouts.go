@@ -7,10 +7,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"muster/api"
-	"muster/internal/dispatch"
-	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
 )
@@ -69,70 +68,16 @@ func (s *Server) createRollout(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	if spec.ID == "" {
+		var b [8]byte
+		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+		spec.ID = fleet.RolloutID("r" + hex.EncodeToString(b[:]))
+	}
 	r, err := s.c.Rollouts.Create(c.ctx, c.at, spec, c.who.Name)
 	if err != nil {
 		return answer{}, err
 	}
 	return created(showRollout(r))
-}
-
-func rolloutSpec(in api.NewRollout) (s dispatch.Spec, err error) {
-	if in.ID == "" {
-		var b [8]byte
-		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-		in.ID = "r" + hex.EncodeToString(b[:])
-	}
-	if s.ID, err = idInvalid(fleet.ParseRolloutID(in.ID)); err != nil {
-		return s, err
-	}
-	if s.Product, err = idInvalid(fleet.ParseProductID(in.Product)); err != nil {
-		return s, err
-	}
-	if s.Version, err = idInvalid(firmware.ParseVersion(in.Version)); err != nil {
-		return s, err
-	}
-	if s.Plan, err = readPlan(in.Plan); err != nil {
-		return s, err
-	}
-	s.Labels = in.Target.Labels
-	if len(in.Target.Devices) > 1000 {
-		return s, fleet.Coded(fleet.Invalid, "too_many_devices", "target: name at most 1000 devices, or choose them by label")
-	}
-	for _, d := range in.Target.Devices {
-		id, err := idInvalid(fleet.ParseDeviceID(d))
-		if err != nil {
-			return s, err
-		}
-		s.Devices = append(s.Devices, id)
-	}
-	return s, nil
-}
-
-// readPlan reads the policy; the rules about it are rollout's.
-func readPlan(in api.Plan) (rollout.Plan, error) {
-	p := rollout.Plan{MaxFailures: in.MaxFailures, MaxInFlight: in.MaxInFlight}
-	for _, st := range in.Stages {
-		p.Stages = append(p.Stages, rollout.Stage{Name: st.Name, Count: st.Count, Percent: st.Percent})
-	}
-	for _, f := range []struct {
-		name, text string
-		to         *time.Duration
-		min, max   time.Duration
-	}{
-		{"device_timeout", in.DeviceTimeout, &p.DeviceTimeout, rollout.MinTimeout, rollout.MaxTimeout},
-		{"soak", in.Soak, &p.Soak, 0, rollout.MaxSoak},
-		{"offline_grace", in.OfflineGrace, &p.OfflineGrace, rollout.MinOfflineGrace, rollout.MaxOfflineGrace},
-	} {
-		if f.text == "" {
-			continue
-		}
-		d, err := duration(f.name, f.text, f.min, f.max)
-		if err != nil {
-			return p, err
-		}
-		*f.to = d
-	}
-	return p, nil
 }
 
 func (s *Server) getRollout(c *call) (answer, error) {
@@ -162,6 +107,62 @@ func operate(do func(Rollouts, context.Context, time.Time, fleet.RolloutID, stri
 	}
 }
 
+func (s *Server) abortRollout(c *call) (answer, error) {
+	id, err := c.rollout()
+	if err != nil {
+		return answer{}, err
+	}
+	var in api.RolloutAbort
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	if len(in.Why) > rollout.MaxCauseText || strings.ContainsFunc(in.Why, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return answer{}, fleet.Coded(fleet.Invalid, "why_invalid", "why: use at most %d bytes of printable text", rollout.MaxCauseText)
+	}
+	r, err := s.c.Rollouts.AbortFor(c.ctx, c.at, id, in.Why, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(showRollout(r))
+}
+
+func (s *Server) retryRollout(c *call) (answer, error) {
+	id, err := c.rollout()
+	if err != nil {
+		return answer{}, err
+	}
+	var in api.RolloutRetry
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	kind := rollout.JobState(in.Kind)
+	if kind != "" && !kind.Failure() {
+		return answer{}, fleet.Coded(fleet.Invalid, "kind_invalid", "kind: use one of failed, rejected, rolled-back, timed-out, went-dark")
+	}
+	if in.As == "" {
+		if in.Start {
+			return answer{}, fleet.Coded(fleet.Invalid, "start_without_as", "start: it starts the new rollout that as names; without as, the devices are tried again in the one that runs")
+		}
+		r, n, err := s.c.Rollouts.Retry(c.ctx, c.at, id, kind, c.who.Name)
+		if err != nil {
+			return answer{}, err
+		}
+		return ok(api.RolloutRetried{Rollout: showRollout(r), Devices: n})
+	}
+	as, err := idInvalid(fleet.ParseRolloutID(in.As))
+	if err != nil {
+		return answer{}, err
+	}
+	r, n, err := s.c.Rollouts.RetryAs(c.ctx, c.at, id, kind, as, c.who.Name)
+	if err == nil && in.Start {
+		r, err = s.c.Rollouts.Start(c.ctx, c.at, as, c.who.Name)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	return created(api.RolloutRetried{Rollout: showRollout(r), Devices: n})
+}
+
 func (s *Server) listRolloutDevices(c *call) (answer, error) {
 	id, err := c.rollout()
 	if err != nil {
@@ -179,9 +180,13 @@ func (s *Server) listRolloutDevices(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	r, err := s.c.Rollouts.Get(c.ctx, id)
+	if err != nil {
+		return answer{}, err
+	}
 	out := api.JobList{Items: []api.Job{}}
 	for _, j := range jobs {
-		out.Items = append(out.Items, showJob(j))
+		out.Items = append(out.Items, showJob(j, r.Floors))
 	}
 	if more && len(jobs) > 0 {
 		out.NextCursor = s.next(c, string(jobs[len(jobs)-1].Device))
@@ -200,9 +205,7 @@ func (s *Server) listRolloutDecisions(c *call) (answer, error) {
 	}
 	out := api.DecisionList{Items: []api.Decision{}}
 	for _, d := range ds {
-		out.Items = append(out.Items, api.Decision{
-			At: d.At, Code: string(d.Code), From: string(d.From), To: string(d.To), Stage: d.Stage, Who: d.Who, Text: d.Text,
-		})
+		out.Items = append(out.Items, showDecision(0, d))
 	}
 	return ok(out)
 }
@@ -210,30 +213,25 @@ func (s *Server) listRolloutDecisions(c *call) (answer, error) {
 func showRollout(r rollout.Rollout) api.Rollout {
 	out := api.Rollout{
 		ID: string(r.ID), Rev: r.Rev, State: api.RolloutState(r.State), StateAt: r.StateAt, Code: string(r.Code), Reason: r.Reason,
-		Product: string(r.Release.Product), Version: r.Release.Version, ImageHash: string(r.Release.Image),
-		Plan:    showPlan(r.Plan),
+		Product: string(r.Release.Product), Version: r.Release.Version, ImageHash: string(r.Release.Image), Size: r.Release.Size, Mode: string(r.Mode),
+		Plan: showPlan(r.Plan), Where: r.Where, Dynamic: r.Dynamic, Filling: r.Filling, Sweeping: r.Sweep != "",
+		Approved: api.RolloutApproval{By: r.Approved.By, At: r.Approved.At}, Undoes: string(r.Undoes), UndoneBy: string(r.UndoneBy),
+		Round: r.Round, Verdicts: showVerdicts(r.Verdicts), Health: api.HealthCounts{Watched: r.Health.Watched, Bad: r.Health.Bad},
+		NextGrant: r.NextGrant, WindowShut: r.Shut,
 		Targets: r.Targets, Stage: r.Stage, Counts: showCounts(r.Total), InFlight: r.Total.InFlight(), Failures: r.Failures,
 		Stages: []api.RolloutStage{}, CreatedAt: r.CreatedAt, CreatedBy: r.CreatedBy, StartedAt: r.StartedAt, EndedAt: r.EndedAt,
+	}
+	for _, f := range r.Floors {
+		out.Floors = append(out.Floors, api.Floor{Version: f.Version, ImageHash: string(f.Image), Size: f.Size})
 	}
 	for i, st := range r.Stages {
 		plan := r.Plan.Stages[i]
 		out.Stages = append(out.Stages, api.RolloutStage{
-			Number: i + 1, Name: plan.Name, Count: plan.Count, Percent: plan.Percent,
+			Number: i + 1, Name: plan.Name, Count: plan.Count, Percent: plan.Percent, Where: plan.Where, MinSuccess: plan.MinSuccess, Hold: plan.Hold,
 			Quota:  min(r.Plan.Quota(i+1, r.Targets)+st.Extra, r.Targets),
 			Counts: showCounts(st.Counts), Started: st.Counts.Sum(), InFlight: st.Counts.InFlight(), Failures: st.Counts.Failures(),
-			OpenedAt: st.OpenedAt, DoneAt: st.DoneAt, ClosedAt: st.ClosedAt,
+			OpenedAt: st.OpenedAt, DoneAt: st.DoneAt, HeldAt: st.HeldAt, ClosedAt: st.ClosedAt,
 		})
-	}
-	return out
-}
-
-func showPlan(p rollout.Plan) api.Plan {
-	out := api.Plan{
-		MaxFailures: p.MaxFailures, MaxInFlight: p.MaxInFlight, DeviceTimeout: p.DeviceTimeout.String(),
-		Soak: p.Soak.String(), OfflineGrace: p.OfflineGrace.String(), Stages: []api.Stage{},
-	}
-	for _, st := range p.Stages {
-		out.Stages = append(out.Stages, api.Stage{Name: st.Name, Count: st.Count, Percent: st.Percent})
 	}
 	return out
 }
@@ -248,9 +246,33 @@ func showCounts(c rollout.Counts) api.Counts {
 	return out
 }
 
-func showJob(j rollout.Job) api.Job {
-	return api.Job{
-		Device: string(j.Device), State: api.JobState(j.State), StateAt: j.StateAt, Stage: j.Stage, Report: string(j.Report), Percent: j.Percent,
-		GrantedAt: j.GrantedAt, Deadline: j.Deadline, FinishedAt: j.FinishedAt, Late: j.Late, Cause: string(j.Cause.Kind), Text: j.Cause.Text,
+func showVerdicts(v rollout.Verdicts) api.Counts {
+	out := api.Counts{}
+	for st, n := range map[rollout.JobState]int{
+		rollout.Succeeded: v.Succeeded, rollout.Failed: v.Failed, rollout.Rejected: v.Rejected, rollout.RolledBack: v.RolledBack,
+		rollout.TimedOut: v.TimedOut, rollout.WentDark: v.WentDark,
+	} {
+		if n > 0 {
+			out[string(st)] = n
+		}
 	}
+	return out
+}
+
+// showJob shows a row; floors are those of its rollout.
+func showJob(j rollout.Job, floors []rollout.Release) api.Job {
+	out := api.Job{
+		Device: string(j.Device), State: api.JobState(j.State), StateAt: j.StateAt, Stage: j.Stage, Ring: j.Ring, Site: j.Site,
+		Attempts: j.Attempts, Last: string(j.Last), RetryAt: j.RetryAt, From: string(j.From), Unhealthy: j.Bad,
+		Report: string(j.Report), Percent: j.Percent, GrantedAt: j.GrantedAt, Deadline: j.Deadline, FinishedAt: j.FinishedAt, Late: j.Late,
+		Cause: string(j.Cause.Kind), Text: j.Cause.Text,
+	}
+	if j.Floor > 0 && j.Floor <= len(floors) {
+		out.Floor = floors[j.Floor-1].Version
+	}
+	return out
+}
+
+func showDecision(seq uint64, d rollout.Decision) api.Decision {
+	return api.Decision{Seq: seq, At: d.At, Code: string(d.Code), From: string(d.From), To: string(d.To), Stage: d.Stage, Who: d.Who, Text: d.Text}
 }

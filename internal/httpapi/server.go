@@ -55,6 +55,11 @@ type Server struct {
 	cursors cursors
 	now     func() time.Time
 	refused *budget // audit lines about refused calls
+
+	previews   chan struct{}   // one for each dry run
+	streams    chan struct{}   // one for each event stream
+	ended      context.Context // of all event streams
+	endStreams context.CancelFunc
 }
 
 // New checks the configuration and the table of operations, and returns a Server.
@@ -77,7 +82,8 @@ func newServer(c Config, ops []operation) (*Server, error) {
 	if len(c.CursorKey) < 16 {
 		return nil, errors.New("httpapi: Config.CursorKey has fewer than 16 bytes")
 	}
-	s := &Server{c: c, cursors: cursors{c.CursorKey}, now: time.Now, refused: newBudget(20, time.Second)}
+	s := &Server{c: c, cursors: cursors{c.CursorKey}, now: time.Now, refused: newBudget(20, time.Second), previews: make(chan struct{}, maxPreviews), streams: make(chan struct{}, maxStreams)}
+	s.ended, s.endStreams = context.WithCancel(context.Background())
 	s.echo = echo.New()
 	s.echo.HTTPErrorHandler = func(err error, e echo.Context) { s.fail(e, err) }
 
@@ -122,12 +128,17 @@ const (
 	uploadTimeout  = 30 * time.Minute
 )
 
-// HTTPServer returns the http.Server for h with its limits set. The caller gives it a TLS listener.
+// HTTPServer returns the http.Server for h with its limits set. The caller gives it a TLS listener. If h is a Server,
+// Shutdown ends its event streams.
 func HTTPServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
+	srv := &http.Server{
 		Handler: h, MaxHeaderBytes: MaxHeaderBytes, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: readTimeout,
 		WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	if s, ok := h.(*Server); ok {
+		srv.RegisterOnShutdown(s.EndStreams)
+	}
+	return srv
 }
 
 // serve is the way of a call of op, once it is known who makes it.
@@ -165,6 +176,8 @@ func (s *Server) serve(op *operation) echo.HandlerFunc {
 			return e.NoContent(a.status)
 		case []byte:
 			return e.Blob(a.status, produces, body)
+		case stream:
+			return s.pour(c, body)
 		default:
 			writeJSON(e, s.c.Log, a.status, produces, body)
 			return nil

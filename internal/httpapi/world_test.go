@@ -155,8 +155,9 @@ func (w *world) conforms(r *http.Request, res result) {
 		Status:                 res.StatusCode, Header: res.Header, Options: &openapi3filter.Options{IncludeResponseStatus: true},
 	}
 	in.SetBodyBytes(res.body)
-	if res.Header.Get("Content-Type") == "application/vnd.oai.openapi" {
-		return // the contract itself, as text: kin-openapi has no decoder for it
+	switch res.Header.Get("Content-Type") {
+	case "application/vnd.oai.openapi", "text/event-stream":
+		return // text that kin-openapi has no decoder for
 	}
 	if err := openapi3filter.ValidateResponse(context.Background(), in); err != nil {
 		w.t.Errorf("%s %s: the answer is not as in the contract: %v", r.Method, r.URL.Path, err)
