@@ -67,7 +67,9 @@ func imageCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&firmware.Version, "version", "", "firmware version (needed)")
-	f.StringVar(&firmware.Behaviour, "behaviour", simdev.Good, "good, boot-loop, mute, no-mqtt or crash-after=DURATION")
+	f.StringVar(&firmware.Behaviour, "behaviour", simdev.Good, simdev.Behaviours)
+	f.Uint32Var(&firmware.SecureVersion, "secure-version", 0, "a device whose eFuses count higher does not start the image")
+	f.StringVar(&firmware.Needs, "needs", "", "a version: over an older one the image does not start (a floor)")
 	f.IntVar(&size, "size", 64<<10, "bytes")
 	f.Uint64Var(&seed, "seed", 1, "of the padding: another seed gives another image")
 	f.StringVarP(&file, "output", "o", "", "file to write, - for standard output (needed)")
@@ -84,5 +86,5 @@ func image(f simdev.Firmware, size int, seed uint64) ([]byte, error) {
 	if err := f.Check(); err != nil {
 		return nil, err
 	}
-	return simdev.MakeImage(f.Version, f.Behaviour, size, seed), nil
+	return f.Image(size, seed), nil
 }

@@ -29,6 +29,8 @@ type options struct {
 	firmware    string
 	hardware    string
 	chip        string
+	revision    int
+	fuse        uint32
 	quick       bool
 	quiet       bool
 	output      string
@@ -56,6 +58,8 @@ func runCommand() *cobra.Command {
 	f.StringVar(&o.firmware, "firmware", "", "`FILE` with the image that new devices are made with (see devicesim image)")
 	f.StringVar(&o.hardware, "hardware", "", "board revision that the devices report")
 	f.StringVar(&o.chip, "chip", "", "chip that the devices report, such as esp32s3")
+	f.IntVar(&o.revision, "chip-revision", 0, "silicon revision times 100 that the devices report, such as 301 for v3.1")
+	f.Uint32Var(&o.fuse, "secure-version", 0, "what the eFuses of new devices count to (anti-rollback)")
 	f.BoolVar(&o.quick, "quick", false, "back-off, reboots and patience in fast motion")
 	f.BoolVar(&o.quiet, "quiet", false, "leave out telemetry")
 	f.StringVar(&o.output, "output", "human", "human or json (a line of JSON for each event)")
@@ -104,7 +108,7 @@ func runDevices(ctx context.Context, o options, stdout, stderr io.Writer) error 
 // device makes one of the devices.
 func (o options) device(c simdev.Credentials, faults map[fleet.DeviceID]simdev.Faults, event func(simdev.Event)) (*simdev.Device, error) {
 	cfg := simdev.Config{
-		Credentials: c, Hardware: o.hardware, Chip: o.chip, Faults: faults[c.Endpoints.Device], Seed: o.seed, OnEvent: event, Timing: simdev.DefaultTiming(),
+		Credentials: c, Hardware: o.hardware, Chip: o.chip, Revision: o.revision, SecureVersion: o.fuse, Faults: faults[c.Endpoints.Device], Seed: o.seed, OnEvent: event, Timing: simdev.DefaultTiming(),
 	}
 	if o.quick {
 		cfg.Timing = simdev.QuickTiming()

@@ -23,6 +23,7 @@ type Timing struct {
 	Watchdog       time.Duration // a new image that muster has not answered within it is rolled back; below zero: never
 	ProgressEvery  int           // percent of a download between two reports
 	OTATries       int           // attempts of a download without progress, and of whole downloads with a wrong hash
+	BusyTries      int           // answers of 429 or 503 in a row before a download fails: the server is busy, not broken
 	FallbackStay   time.Duration // on the fallback without a certificate, before the front is tried again
 	NewCertPause   time.Duration // a certificate that did not work is not tried again within it
 	Fallback       Policy
@@ -33,7 +34,7 @@ func DefaultTiming() Timing {
 	return Timing{
 		Connect: 20 * time.Second, KeepAlive: time.Minute, Ack: 15 * time.Second, Answer: 2 * time.Minute, TelemetryEvery: time.Minute,
 		BackoffBase: 2 * time.Second, BackoffCap: 5 * time.Minute, Reboot: 2 * time.Second, BootTries: 3, Watchdog: 10 * time.Minute,
-		ProgressEvery: 10, OTATries: 5, FallbackStay: 10 * time.Minute, NewCertPause: time.Hour,
+		ProgressEvery: 10, OTATries: 5, BusyTries: 100, FallbackStay: 10 * time.Minute, NewCertPause: time.Hour,
 		Fallback: Policy{Refusals: 10, After: time.Hour, NewTries: 3},
 	}
 }
@@ -43,7 +44,7 @@ func QuickTiming() Timing {
 	return Timing{
 		Connect: 10 * time.Second, KeepAlive: 10 * time.Second, Ack: 10 * time.Second, Answer: 10 * time.Second, TelemetryEvery: 5 * time.Second,
 		BackoffBase: 200 * time.Millisecond, BackoffCap: 5 * time.Second, Reboot: 300 * time.Millisecond, BootTries: 3, Watchdog: 15 * time.Second,
-		ProgressEvery: 25, OTATries: 3, FallbackStay: 20 * time.Second, NewCertPause: 30 * time.Second,
+		ProgressEvery: 25, OTATries: 3, BusyTries: 100, FallbackStay: 20 * time.Second, NewCertPause: 30 * time.Second,
 		Fallback: Policy{Refusals: 3, After: 5 * time.Second, NewTries: 2},
 	}
 }
@@ -61,7 +62,7 @@ func (t Timing) withDefaults() Timing {
 		}
 	}
 	for _, f := range []struct{ v, def *int }{
-		{&t.BootTries, &d.BootTries}, {&t.ProgressEvery, &d.ProgressEvery}, {&t.OTATries, &d.OTATries},
+		{&t.BootTries, &d.BootTries}, {&t.ProgressEvery, &d.ProgressEvery}, {&t.OTATries, &d.OTATries}, {&t.BusyTries, &d.BusyTries},
 		{&t.Fallback.Refusals, &d.Fallback.Refusals}, {&t.Fallback.NewTries, &d.Fallback.NewTries},
 	} {
 		if *f.v == 0 {
@@ -78,9 +79,15 @@ type Config struct {
 	Firmware    []byte      // what it is made with; nil: a good image of version 1.0.0
 	Hardware    string      // for hello; may be empty
 	Chip        string      // for hello; may be empty
-	Timing      Timing
-	Faults      Faults
-	Seed        uint64 // of everything that the device does at random, keys excepted
+	Revision    int         // silicon revision × 100, for hello; 0 = it does not know
+
+	// SecureVersion is what the eFuses count to when the device is made. An image with a higher one raises the count when it
+	// is confirmed; one with a lower one does not start.
+	SecureVersion uint32
+
+	Timing Timing
+	Faults Faults
+	Seed   uint64 // of everything that the device does at random, keys excepted
 
 	// OnEvent, if set, is called for each event, by the goroutines of many devices at once. It must not block.
 	OnEvent func(Event)

@@ -42,6 +42,9 @@ type Device struct {
 	boot      bootRecord
 	fw        Firmware
 	image     fleet.Hash
+	conduct   conduct
+	fuse      uint32 // secure version in the eFuses
+	previous  slot   // what the passive slot holds
 	ids       map[side]identity
 	trust     *x509.CertPool
 	doors     *doors
@@ -121,6 +124,15 @@ func (d *Device) Reboot() {
 	}
 }
 
+// Service is a technician with a cable: the image in the other slot is started, if there is one that can run, as the good
+// one. It is how a device comes back that an update made dark.
+func (d *Device) Service() {
+	select {
+	case d.orders <- errService:
+	default: // somebody restarts it already
+	}
+}
+
 func (d *Device) fault() Faults {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -189,10 +201,13 @@ func (d *Device) life(ctx context.Context, reason string) error {
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	if d.fw.Behaviour == BootLoop || d.fault().BootLoop && d.boot.Verify {
+	if d.crashesAtBoot() {
 		return reboot{"panic"}
 	}
-	if after, _ := d.fw.crashAfter(); after > 0 {
+	if d.dark() {
+		return d.goDark(ctx)
+	}
+	if after := d.conduct.crashAfter; after > 0 {
 		defer time.AfterFunc(after, func() { stop(reboot{"panic"}) }).Stop()
 	}
 	d.confirmed.Store(!d.boot.Verify)
@@ -204,16 +219,67 @@ func (d *Device) life(ctx context.Context, reason string) error {
 		}).Stop()
 	}
 	err := d.online(ctx)
+	if errors.Is(err, errService) {
+		return d.service()
+	}
 	if ctx.Err() != nil && !isPowerCut(err) {
 		err = context.Cause(ctx)
 	}
 	if errors.Is(err, errWatchdog) {
-		return d.goBack("no answer from muster")
+		return d.goBack("no answer from muster", "rollback")
 	}
 	return err
 }
 
-var errWatchdog = errors.New("watchdog")
+var (
+	errWatchdog = errors.New("watchdog")
+	errService  = errors.New("a technician")
+)
+
+// crashesAtBoot reports whether this boot ends before the network.
+func (d *Device) crashesAtBoot() bool {
+	switch {
+	case d.fw.Behaviour == BootLoop:
+		return true
+	case !d.boot.Verify:
+		return false
+	}
+	return d.fault().BootLoop || d.boot.Boots <= d.conduct.failedBoots || !d.fw.startsOver(d.previous.fw.Version)
+}
+
+// dark reports whether what runs has no way to the network.
+func (d *Device) dark() bool { return d.fw.Behaviour == Dark || d.boot.Dark }
+
+// goDark runs without a network until the power goes or a technician comes. The image counts as good: it is one that
+// confirms itself before it has reached anybody, as stock Arduino images do (esp32.md §0.11).
+func (d *Device) goDark(ctx context.Context) error {
+	if d.boot.Verify {
+		d.boot = bootRecord{Active: d.boot.Active, Dark: d.boot.Dark}
+		if err := d.mem.boot.write(d.boot); err != nil {
+			return err
+		}
+	}
+	d.emit(WentDark, "%s never connects", d.fw.Version)
+	if after := d.fault().Dark.After; after > 0 {
+		defer time.AfterFunc(after, d.Service).Stop()
+	}
+	err := d.idle(ctx)
+	if errors.Is(err, errService) {
+		return d.service()
+	}
+	return err
+}
+
+// service starts the other slot for good, without a report: no update undid itself.
+func (d *Device) service() error {
+	if d.previous.image != "" {
+		if err := d.mem.boot.write(bootRecord{Active: d.boot.Active.other(), Failed: d.image}); err != nil {
+			return err
+		}
+	}
+	d.emit(Serviced, "%s instead of %s", d.previous.fw.Version, d.fw.Version)
+	return reboot{"power-on"}
+}
 
 func isPowerCut(err error) bool {
 	_, is := errors.AsType[errPowerCut](err)
@@ -236,7 +302,7 @@ func (d *Device) start(reason string) error {
 		d.faults.LoseKeys = false
 		d.mu.Unlock()
 	}
-	if err := d.loadFirmware(); err != nil {
+	if err := d.loadFirmware(reason); err != nil {
 		return err
 	}
 	if d.trust, err = d.mem.roots(); err != nil {
@@ -252,7 +318,12 @@ func (d *Device) start(reason string) error {
 
 // loadFirmware picks the slot to run. An image that is torn or has failed too often gives way to the other slot, and
 // where there is none, to what the device was made with.
-func (d *Device) loadFirmware() error {
+func (d *Device) loadFirmware(reason string) error {
+	fuse, _, err := d.mem.fuse.read()
+	if err != nil {
+		return err
+	}
+	d.fuse = max(fuse, d.c.SecureVersion)
 	boot, seq, err := d.mem.boot.read()
 	if err != nil {
 		return err
@@ -261,6 +332,9 @@ func (d *Device) loadFirmware() error {
 		boot = bootRecord{Active: sideA}
 	}
 	d.boot = boot
+	if d.previous, _, err = d.readSlot(boot.Active.other()); err != nil {
+		return err
+	}
 	ok, err := d.loadImage(boot.Active)
 	if err != nil {
 		return err
@@ -272,9 +346,9 @@ func (d *Device) loadFirmware() error {
 		d.boot.Boots++
 		return d.mem.boot.write(d.boot)
 	case ok:
-		return d.goBack(fmt.Sprintf("%d boots failed", boot.Boots))
+		return d.goBack(fmt.Sprintf("%d boots failed", boot.Boots), reason)
 	case boot.Verify:
-		return d.goBack("the image is damaged")
+		return d.goBack("the image is damaged, or its secure version too low", reason)
 	}
 	if ok, err = d.loadImage(boot.Active.other()); err != nil {
 		return err
@@ -292,20 +366,37 @@ func (d *Device) loadFirmware() error {
 
 // loadImage reads the image in s; false if there is none that can run.
 func (d *Device) loadImage(s side) (bool, error) {
+	l, ok, err := d.readSlot(s)
+	if !ok || err != nil || l.fw.SecureVersion < d.fuse {
+		return false, err
+	}
+	d.fw, d.image = l.fw, l.image
+	d.conduct, err = l.fw.conduct()
+	return err == nil, err
+}
+
+// slot is what an OTA slot holds. The zero value is nothing that is an image.
+type slot struct {
+	fw    Firmware
+	image fleet.Hash
+}
+
+// readSlot reads the image in s; false if there is none.
+func (d *Device) readSlot(s side) (slot, bool, error) {
 	b, err := d.mem.r.get(recImage + string(s))
 	if b == nil || err != nil {
-		return false, err
+		return slot{}, false, err
 	}
 	fw, err := ParseImage(b)
 	if err != nil {
-		return false, nil
+		return slot{}, false, nil
 	}
-	d.fw, d.image = fw, fleet.HashOf(sha256.Sum256(b))
-	return true, nil
+	return slot{fw, fleet.HashOf(sha256.Sum256(b))}, true, nil
 }
 
-// goBack selects the previous image, remembers what to report, and reboots. Without a previous image the new one stays.
-func (d *Device) goBack(why string) error {
+// goBack selects the previous image, remembers what to report, and reboots for a reason. Without a previous image the new
+// one stays.
+func (d *Device) goBack(why, reason string) error {
 	bad := d.image
 	ok, err := d.loadImage(d.boot.Active.other())
 	if err != nil {
@@ -322,7 +413,7 @@ func (d *Device) goBack(why string) error {
 		d.count(func(c *Counts) { c.Rollbacks++ })
 		d.emit(RolledBack, "to %s: %s", d.fw.Version, why)
 	}
-	return reboot{"rollback"}
+	return reboot{reason}
 }
 
 // confirm marks the running image valid: muster has answered it.
@@ -336,7 +427,11 @@ func (d *Device) confirm() error {
 	}
 	d.confirmed.Store(true)
 	d.emit(Confirmed, "%s", d.fw.Version)
-	return nil
+	if d.fw.SecureVersion <= d.fuse {
+		return nil
+	}
+	d.fuse = d.fw.SecureVersion
+	return d.mem.fuse.write(d.fuse)
 }
 
 // loadCredentials reads the slots and starts trying doors afresh.

@@ -25,6 +25,8 @@ const (
 	Confirmed     Kind = "confirmed"      // the new image was marked valid
 	Rebooting     Kind = "rebooting"      // why
 	PowerCut      Kind = "power-cut"      // in which write
+	WentDark      Kind = "dark"           // the image that runs never connects
+	Serviced      Kind = "serviced"       // a technician put the other image back
 	RenewAsked    Kind = "renew-asked"    // muster asked for a certificate request
 	Requested     Kind = "requested"      // a certificate request was sent
 	Waiting       Kind = "waiting"        // muster said no for now; asked again later
@@ -59,6 +61,7 @@ type Counts struct {
 	Dropped      uint64 `json:"dropped"`
 	Telemetry    uint64 `json:"telemetry"` // acknowledged telemetry messages
 	Downloaded   uint64 `json:"downloaded"`
+	Busy         uint64 `json:"busy"`  // answers of 429 or 503 to a download
 	Bytes        uint64 `json:"bytes"` // of images
 	Rollbacks    uint64 `json:"rollbacks"`
 	CertsStored  uint64 `json:"certs_stored"`

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"muster/internal/fleet"
+	"muster/internal/wire"
 )
 
 // Faults are what a device does wrong on request. The zero value is a device without faults.
@@ -24,6 +25,17 @@ type Faults struct {
 	Duplicates       bool           // says everything twice
 	Buffer           int            // receive buffer of so many bytes: larger packets are dropped without a word
 	LoseKeys         bool           // its keys and certificates are gone at the next boot, once
+	NoReports        bool           // reports nothing on up/ota; hello, state and telemetry go on
+	Reject           string         // rejects every offer and every way back, with this reason
+	SlowDownload     int            // bytes per second
+	CutDownloads     int            // the line breaks in the middle of so many requests; below zero, of all
+	Dark             Darkness       // the next image that it installs never connects, good as it may be
+}
+
+// Darkness is how a device goes dark after an update. The zero value is not at all.
+type Darkness struct {
+	On    bool
+	After time.Duration // a technician comes after it and puts the old image back; 0: nobody comes
 }
 
 // faultNames explain what Set understands. A test sets each of them.
@@ -40,6 +52,11 @@ var faultNames = []struct{ name, value, what string }{
 	{"duplicates", "on", "says everything twice"},
 	{"buffer", "BYTES", "drops packets larger than its receive buffer"},
 	{"lose-keys", "on", "its keys are gone at the next boot"},
+	{"no-reports", "on", "never says how far an update is; hello goes on"},
+	{"reject", "REASON", "rejects every update"},
+	{"slow-download", "BYTES", "downloads so many bytes per second"},
+	{"cut-download", "N|all", "the line breaks in the middle of N requests"},
+	{"dark", "on|DURATION", "never connects after its next update; after DURATION a technician comes"},
 }
 
 // FaultHelp returns a line for each fault that Set understands.
@@ -59,11 +76,7 @@ func (f *Faults) Set(text string) error {
 	case "power-cut":
 		f.PowerCut, err = parseCut(value)
 	case "corrupt-download":
-		if value == "all" {
-			f.CorruptDownloads = -1
-		} else {
-			f.CorruptDownloads, err = positive(value)
-		}
+		f.CorruptDownloads, err = countOrAll(value)
 	case "lie":
 		f.LieInstalled, err = value == "installed", is(value, "installed")
 	case "claim":
@@ -77,15 +90,28 @@ func (f *Faults) Set(text string) error {
 	case "silent":
 		f.Silent, err = true, is(value, "on")
 	case "drop":
-		if f.DropEvery, err = time.ParseDuration(value); err == nil && f.DropEvery <= 0 {
-			err = fmt.Errorf("not above zero")
-		}
+		f.DropEvery, err = positiveDuration(value)
 	case "duplicates":
 		f.Duplicates, err = true, is(value, "on")
 	case "buffer":
 		f.Buffer, err = positive(value)
 	case "lose-keys":
 		f.LoseKeys, err = true, is(value, "on")
+	case "no-reports":
+		f.NoReports, err = true, is(value, "on")
+	case "reject":
+		if f.Reject = value; value == "" || value != cut(value) {
+			err = fmt.Errorf("a reason is 1 to %d bytes of text", wire.MaxText)
+		}
+	case "slow-download":
+		f.SlowDownload, err = positive(value)
+	case "cut-download":
+		f.CutDownloads, err = countOrAll(value)
+	case "dark":
+		f.Dark.On = true
+		if value != "on" {
+			f.Dark.After, err = positiveDuration(value)
+		}
 	default:
 		return fleet.Errorf(fleet.Invalid, "no fault is called %q; there are\n%s", name, FaultHelp())
 	}
@@ -101,6 +127,22 @@ func positive(s string) (int, error) {
 		err = fmt.Errorf("not above zero")
 	}
 	return n, err
+}
+
+// countOrAll reads a number above zero, or all as -1.
+func countOrAll(s string) (int, error) {
+	if s == "all" {
+		return -1, nil
+	}
+	return positive(s)
+}
+
+func positiveDuration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err == nil && d <= 0 {
+		err = fmt.Errorf("not above zero")
+	}
+	return d, err
 }
 
 func is(got, want string) error {

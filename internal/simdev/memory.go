@@ -23,6 +23,7 @@ const (
 	recClock    = "clock"    // twin of the newest server time seen, Unix seconds
 	recImage    = "image"    // .a and .b: firmware
 	recBoot     = "boot"     // twin of bootRecord
+	recFuse     = "fuse"     // twin of the secure version that the eFuses count; never falls
 )
 
 // side is one of a pair.
@@ -67,6 +68,7 @@ type bootRecord struct {
 	Verify  bool            `json:"verify"`            // the image in Active must still prove itself
 	Boots   int             `json:"boots"`             // of it since it was selected
 	Job     fleet.RolloutID `json:"job,omitempty"`     // that brought it
+	Dark    bool            `json:"dark,omitzero"`     // the fault of that name: this image never connects
 	Failed  fleet.Hash      `json:"failed,omitempty"`  // the image that was rolled back last: it is not taken again
 	Undone  fleet.RolloutID `json:"undone,omitempty"`  // a job whose rollback has not been reported yet
 	Because string          `json:"because,omitempty"` // why it was rolled back
@@ -79,11 +81,12 @@ type memory struct {
 	use     twin[useRecord]
 	clock   twin[int64]
 	boot    twin[bootRecord]
+	fuse    twin[uint32]
 }
 
 func newMemory(f Flash) memory {
 	r := records{f}
-	return memory{r, twin[factoryRecord]{r, recFactory}, twin[useRecord]{r, recUse}, twin[int64]{r, recClock}, twin[bootRecord]{r, recBoot}}
+	return memory{r, twin[factoryRecord]{r, recFactory}, twin[useRecord]{r, recUse}, twin[int64]{r, recClock}, twin[bootRecord]{r, recBoot}, twin[uint32]{r, recFuse}}
 }
 
 // make gives a new device what it is made with, once: a device that has been made keeps what it has learnt since. It may

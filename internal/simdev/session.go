@@ -71,6 +71,11 @@ func (s *session) begin(ctx context.Context) error {
 	if err := s.reportRollback(ctx); err != nil {
 		return err
 	}
+	if b := s.d.boot; b.Verify && b.Job != "" {
+		if err := s.reportStep(ctx, wire.OTAReport{Job: b.Job, Step: wire.StepVerifying}); err != nil {
+			return err
+		}
+	}
 	return s.state(ctx)
 }
 
@@ -93,8 +98,8 @@ func (s *session) loop(ctx context.Context) error {
 			flood = t.C
 		}
 	}
-	if f.DropEvery > 0 {
-		t := time.NewTimer(time.Duration(float64(f.DropEvery) * -math.Log(1-s.d.rnd.Float64())))
+	if every := max(f.DropEvery, s.d.conduct.dropEvery); every > 0 {
+		t := time.NewTimer(time.Duration(float64(every) * -math.Log(1-s.d.rnd.Float64())))
 		defer t.Stop()
 		drop = t.C
 	}
@@ -203,7 +208,7 @@ func (s *session) command(ctx context.Context, c wire.Cmd) error {
 	case wire.CmdReboot:
 		return reboot{"commanded"}
 	case wire.CmdPrevious:
-		return s.bootPrevious()
+		return s.bootPrevious(ctx, c)
 	case wire.CmdReport:
 		if err := s.hello(ctx); err != nil || s.w.fallback {
 			return err
@@ -213,28 +218,21 @@ func (s *session) command(ctx context.Context, c wire.Cmd) error {
 	return nil
 }
 
-// bootPrevious starts the image in the other slot, if one is there.
-func (s *session) bootPrevious() error {
-	b, err := s.d.mem.r.get(recImage + string(s.d.boot.Active.other()))
-	if err != nil {
-		return err
-	}
-	if _, bad := ParseImage(b); bad != nil {
-		return s.drop("boot-previous-slot: there is no image in the other slot")
-	}
-	s.d.boot = bootRecord{Active: s.d.boot.Active.other()}
-	if err := s.d.mem.boot.write(s.d.boot); err != nil {
-		return err
-	}
-	return reboot{"commanded"}
-}
-
-// hello says what runs here.
+// hello says what runs here. A device with a small buffer leaves out what does not fit: most such clients have one buffer
+// for both ways (esp32.md §7).
 func (s *session) hello(ctx context.Context) error {
+	buffer := s.d.fault().Buffer
 	h := wire.Hello{
-		Version: s.d.fw.Version, Image: s.d.image, Hardware: s.d.c.Hardware, Chip: s.d.c.Chip, Boot: s.d.Snapshot().Boot, Serial: s.l.serial, Buffer: s.d.fault().Buffer,
+		Version: s.d.fw.Version, Image: s.d.image, Hardware: s.d.c.Hardware, Chip: s.d.c.Chip, Revision: s.d.c.Revision, SecureVersion: s.d.fuse,
+		Boot: s.d.Snapshot().Boot, Serial: s.l.serial, Buffer: buffer, Previous: s.d.previous.image, PreviousSecureVersion: s.d.previous.fw.SecureVersion,
 	}
-	if err := s.say(ctx, wire.UpTopic(s.d.id, wire.UpHello), wire.Encode(h)); err != nil {
+	topic := wire.UpTopic(s.d.id, wire.UpHello)
+	b := wire.Encode(h)
+	if buffer > 0 && 7+len(topic)+len(b) > buffer {
+		h.Previous, h.PreviousSecureVersion = "", 0
+		b = wire.Encode(h)
+	}
+	if err := s.say(ctx, topic, b); err != nil {
 		return err
 	}
 	s.d.count(func(c *Counts) { c.Hellos++ })
@@ -247,7 +245,7 @@ func (s *session) state(ctx context.Context) error {
 	if s.d.fault().Silent {
 		return nil
 	}
-	doc := map[string]any{"uptime": int(time.Since(s.d.bootedAt).Seconds()), "rssi": -40 - s.d.rnd.IntN(40), "heap": 90_000 + s.d.rnd.IntN(40_000)}
+	doc := map[string]any{"uptime": int(time.Since(s.d.bootedAt).Seconds()), "rssi": -40 - s.d.rnd.IntN(40), "heap": s.heap()}
 	claim := s.d.fault().ClaimID
 	if claim != "" {
 		doc["device"] = claim
@@ -262,6 +260,15 @@ func (s *session) state(ctx context.Context) error {
 	return s.say(ctx, wire.UpTopic(s.d.id, wire.UpOTA), fmt.Appendf(nil, `{"job":"none","step":"failed","device":%q}`, claim))
 }
 
+// heap is what the device measures of its free memory, in bytes. That of a leaking image loses a tenth every minute.
+func (s *session) heap() int {
+	free := 90_000 + s.d.rnd.IntN(40_000)
+	if s.d.fw.Behaviour != LowHeap {
+		return free
+	}
+	return int(20_000 * math.Pow(0.9, time.Since(s.d.bootedAt).Minutes()))
+}
+
 // telemetry sends one numbered measurement and notes that the broker took it.
 func (s *session) telemetry(ctx context.Context) error {
 	s.d.seq++
@@ -274,6 +281,9 @@ func (s *session) telemetry(ctx context.Context) error {
 	s.d.counts.Telemetry++
 	s.d.mu.Unlock()
 	s.d.emit(SentTelemetry, "%d", s.d.seq)
+	if s.d.fw.Behaviour == LowHeap {
+		return s.state(ctx)
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -174,7 +175,7 @@ func TestLoaderResumesOverARealSocket(t *testing.T) {
 	srv.Config.ErrorLog = nil
 	sum := sha256.Sum256(image)
 	d := &Device{c: Config{OnEvent: func(Event) {}}}
-	l := &loader{client: srv.Client(), base: srv.URL, offer: wire.OTAOffer{Size: int64(len(image)), SHA256: sum[:], Path: "/f/x"}, report: make(chan int, 100), every: 10, tries: 3, pause: time.Millisecond, device: d}
+	l := &loader{client: srv.Client(), base: srv.URL, offer: wire.OTAOffer{Size: int64(len(image)), SHA256: sum[:], Path: "/f/x"}, report: make(chan int, 100), every: 10, tries: 3, busyTries: 3, pause: time.Millisecond, device: d, rnd: mathrand.New(mathrand.NewPCG(1, 1))}
 	p, err := l.load(t.Context(), partial{sha: sum})
 	if err != nil || sha256.Sum256(p.b) != sum {
 		t.Fatalf("%d bytes, %v", len(p.b), err)

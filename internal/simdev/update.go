@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -66,6 +67,7 @@ func (s *session) offered(ctx context.Context, o wire.OTAOffer) error {
 			return err
 		}
 	}
+	reject := s.d.fault().Reject
 	switch hash := fleet.HashOf(sum); {
 	case hash == s.d.image:
 		if s.helloed {
@@ -73,6 +75,8 @@ func (s *session) offered(ctx context.Context, o wire.OTAOffer) error {
 		}
 		s.helloed = true
 		return s.hello(ctx) // that is the proof
+	case reject != "":
+		return s.reportStep(ctx, wire.OTAReport{Job: o.Job, Step: wire.StepRejected, Error: reject})
 	case hash == s.d.boot.Failed:
 		return s.reportStep(ctx, wire.OTAReport{Job: o.Job, Step: wire.StepRejected, Error: "this image was rolled back here before"})
 	case o.Size > MaxImage:
@@ -83,12 +87,16 @@ func (s *session) offered(ctx context.Context, o wire.OTAOffer) error {
 	if err := s.reportStep(ctx, wire.OTAReport{Job: o.Job, Step: wire.StepAccepted}); err != nil {
 		return err
 	}
-	s.fetch(ctx)
+	wait := time.Duration(o.Spread) * time.Second
+	if wait > 0 {
+		wait = time.Duration(s.d.rnd.Int64N(int64(wait)))
+	}
+	s.fetch(ctx, wait)
 	return nil
 }
 
-// fetch starts the download of the offer, or goes on with what is there of it. The session's end ends it.
-func (s *session) fetch(ctx context.Context) {
+// fetch starts the download of the offer after a while, or goes on with what is there of it. The session's end ends it.
+func (s *session) fetch(ctx context.Context, wait time.Duration) {
 	u := &s.update
 	ctx, u.cancel = context.WithCancel(ctx)
 	u.progress, u.done, u.ended = make(chan int, 8), make(chan download, 1), make(chan struct{})
@@ -101,6 +109,10 @@ func (s *session) fetch(ctx context.Context) {
 	ended, done := u.ended, u.done
 	go func() {
 		defer close(ended)
+		if wait > 0 && !sleep(ctx, wait) {
+			done <- download{p, ctx.Err()}
+			return
+		}
 		p, err := l.load(ctx, p)
 		done <- download{p, err}
 	}()
@@ -108,7 +120,10 @@ func (s *session) fetch(ctx context.Context) {
 
 // loader returns what a download needs, taken from the device before the goroutine starts.
 func (s *session) loader() *loader {
-	l := &loader{tries: s.d.c.Timing.OTATries, every: s.d.c.Timing.ProgressEvery, pause: s.d.c.Timing.BackoffBase, device: s.d}
+	l := &loader{
+		tries: s.d.c.Timing.OTATries, busyTries: s.d.c.Timing.BusyTries, every: s.d.c.Timing.ProgressEvery, pause: s.d.c.Timing.BackoffBase, device: s.d,
+		rnd: rand.New(rand.NewPCG(s.d.rnd.Uint64(), s.d.rnd.Uint64())),
+	}
 	addr := s.d.endpoints.HTTPS
 	var id *identity
 	if s.w.fallback {
@@ -150,7 +165,7 @@ func (s *session) downloaded(ctx context.Context, r download) error {
 			return s.giveUp(ctx, fmt.Sprintf("SHA-256 differs, %d times", u.wrong))
 		}
 		s.d.emit(Updating, "SHA-256 differs: loads it again")
-		s.fetch(ctx)
+		s.fetch(ctx, 0)
 		return nil
 	}
 	if err := s.reportStep(ctx, wire.OTAReport{Job: u.offer.Job, Step: wire.StepDownloaded, Percent: 100}); err != nil {
@@ -170,6 +185,17 @@ func (d *Device) takeCorruption() bool {
 	return d.faults.CorruptDownloads < 0
 }
 
+// takeCut reports whether the line breaks in this request.
+func (d *Device) takeCut() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.faults.CutDownloads > 0 {
+		d.faults.CutDownloads--
+		return true
+	}
+	return d.faults.CutDownloads < 0
+}
+
 // install writes the image to the slot that does not run, selects it and restarts.
 func (s *session) install(ctx context.Context, image []byte) error {
 	job := s.update.offer.Job
@@ -177,14 +203,18 @@ func (s *session) install(ctx context.Context, image []byte) error {
 	if s.d.fault().LieInstalled {
 		return s.reportStep(ctx, installed)
 	}
-	if _, err := ParseImage(image); err != nil {
+	fw, err := ParseImage(image)
+	if err != nil {
 		return s.giveUp(ctx, "not an image for this device")
+	}
+	if fw.SecureVersion < s.d.fuse {
+		return s.giveUp(ctx, fmt.Sprintf("its secure version %d is below %d in the eFuses", fw.SecureVersion, s.d.fuse))
 	}
 	to := s.d.boot.Active.other()
 	if err := s.d.mem.r.put(recImage+string(to), image); err != nil {
 		return err
 	}
-	if err := s.d.mem.boot.write(bootRecord{Active: to, Verify: true, Job: job}); err != nil {
+	if err := s.d.mem.boot.write(bootRecord{Active: to, Verify: true, Job: job, Dark: s.d.fault().Dark.On}); err != nil {
 		return err
 	}
 	// From here on the device starts the new image whatever happens, so a report that is lost does not matter.
@@ -193,7 +223,7 @@ func (s *session) install(ctx context.Context, image []byte) error {
 			return err
 		}
 	}
-	return reboot{"update"}
+	return s.restart(ctx, job, "update")
 }
 
 func (s *session) giveUp(ctx context.Context, why string) error {
@@ -202,7 +232,8 @@ func (s *session) giveUp(ctx context.Context, why string) error {
 
 // reportStep says how far the update is.
 func (s *session) reportStep(ctx context.Context, r wire.OTAReport) error {
-	if s.d.fault().Silent || s.w.fallback { // the fallback carries hello and cert alone
+	f := s.d.fault()
+	if f.Silent || f.NoReports || s.d.fw.Behaviour == NoReports || s.w.fallback { // the fallback carries hello and cert alone
 		s.d.emit(Updating, "%s %d %% %s (not reported)", r.Step, r.Percent, r.Error)
 		return nil
 	}
@@ -216,7 +247,7 @@ func (s *session) reportStep(ctx context.Context, r wire.OTAReport) error {
 // reportRollback tells of an update that the bootloader undid, until the broker has taken it.
 func (s *session) reportRollback(ctx context.Context) error {
 	b := s.d.boot
-	if b.Undone == "" || s.d.fault().Silent {
+	if b.Undone == "" || s.d.fault().Silent || s.d.fault().NoReports {
 		return nil
 	}
 	if err := s.reportStep(ctx, wire.OTAReport{Job: b.Undone, Step: wire.StepRolledBack, Error: cut(b.Because)}); err != nil {
@@ -240,29 +271,48 @@ type loader struct {
 	tries    int
 	pause    time.Duration
 	device   *Device
+	rnd      *rand.Rand
+
+	busyTries int
 }
 
+// errBusy is an answer of 429 or 503: the server wants the download later (RFC 6585 §4, RFC 9110 §15.6.4).
+type errBusy struct{ status string }
+
+func (e errBusy) Error() string { return "the server answers " + e.status }
+
 // load fetches what is missing of p. Where the line breaks it goes on with what is there; it gives up after some attempts
-// in a row that brought nothing.
+// in a row that brought nothing. A busy server is no failure: there it gives up only after many answers in a row.
 func (l *loader) load(ctx context.Context, p partial) (partial, error) {
-	for failures := 0; ; {
+	for failures, busy := 0, 0; ; {
 		before := len(p.b)
 		wait, err := l.once(ctx, &p)
 		if err == nil {
 			return p, nil
 		}
 		if len(p.b) > before {
-			failures = 0
+			failures, busy = 0, 0
 		}
-		failures++
-		if failures >= l.tries {
+		if _, is := errors.AsType[errBusy](err); is {
+			busy++
+			l.device.count(func(c *Counts) { c.Busy++ })
+		} else {
+			failures++
+		}
+		if failures >= l.tries || busy >= l.busyTries {
 			return p, err
 		}
 		l.device.emit(Updating, "download interrupted at %d of %d bytes: %v", len(p.b), l.offer.Size, err)
-		if !sleep(ctx, max(wait, min(l.pause<<failures, time.Minute))) {
+		if !sleep(ctx, l.jitter(max(wait, min(l.pause<<min(failures+busy, 16), time.Minute)))) {
 			return p, ctx.Err()
 		}
 	}
+}
+
+// jitter adds up to half as much at random, so that those that were sent away together do not come back together. It comes
+// after all limits: a limit would make equal what jitter made different.
+func (l *loader) jitter(d time.Duration) time.Duration {
+	return d + time.Duration(l.rnd.Int64N(int64(d)/2+1))
 }
 
 // once makes one request. After an error it returns how long the server asks to wait, if it does.
@@ -291,6 +341,8 @@ func (l *loader) once(ctx context.Context, p *partial) (time.Duration, error) {
 	case res.StatusCode == http.StatusOK:
 		p.b = p.b[:0]
 	case res.StatusCode == http.StatusPartialContent && strings.HasPrefix(res.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", len(p.b))):
+	case res.StatusCode == http.StatusTooManyRequests || res.StatusCode == http.StatusServiceUnavailable:
+		return wait, errBusy{res.Status}
 	default:
 		return wait, fmt.Errorf("the server answers %s", res.Status)
 	}
@@ -305,9 +357,20 @@ func (l *loader) read(ctx context.Context, body io.Reader, p *partial) error {
 	if cap(p.b) < int(l.offer.Size) {
 		p.b = append(make([]byte, 0, l.offer.Size), p.b...)
 	}
+	f := l.device.fault()
+	end := l.offer.Size
+	if l.device.takeCut() {
+		end = (int64(len(p.b)) + end) / 2
+	}
 	for int64(len(p.b)) < l.offer.Size {
-		n, err := body.Read(p.b[len(p.b):min(int(l.offer.Size), len(p.b)+16<<10)])
+		if int64(len(p.b)) >= end {
+			return errors.New("the line breaks")
+		}
+		n, err := body.Read(p.b[len(p.b):min(int(end), len(p.b)+16<<10)])
 		p.b = p.b[:len(p.b)+n]
+		if f.SlowDownload > 0 && !sleep(ctx, time.Duration(n)*time.Second/time.Duration(f.SlowDownload)) {
+			return ctx.Err()
+		}
 		if pct := int(100 * int64(len(p.b)) / l.offer.Size); pct >= l.said+l.every && pct < 100 {
 			l.said = pct
 			select {
@@ -329,11 +392,11 @@ func (l *loader) read(ctx context.Context, body io.Reader, p *partial) error {
 	return nil
 }
 
-// retryAfter reads the header in seconds (RFC 9110 §10.2.3), at most five minutes.
+// retryAfter reads the header in seconds (RFC 9110 §10.2.3), at most an hour.
 func retryAfter(h http.Header) time.Duration {
 	n, err := strconv.Atoi(h.Get("Retry-After"))
 	if err != nil || n < 0 {
 		return 0
 	}
-	return min(time.Duration(n)*time.Second, 5*time.Minute)
+	return min(time.Duration(n)*time.Second, time.Hour)
 }

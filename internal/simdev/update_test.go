@@ -34,7 +34,7 @@ func TestUpdate(t *testing.T) {
 		w.offerImage("r1", image)
 		w.offerImage("r1", image) // twice: messages come at least once
 		w.eventually(time.Minute, "the new version, confirmed", func() bool { return running(d, "1.1.0")() && w.saw(simdev.Confirmed, "1.1.0") == 1 })
-		want := []wire.OTAStep{wire.StepAccepted, wire.StepDownloading, wire.StepDownloaded, wire.StepInstalled}
+		want := []wire.OTAStep{wire.StepAccepted, wire.StepDownloading, wire.StepDownloaded, wire.StepInstalled, wire.StepRebooting, wire.StepVerifying}
 		if got := w.steps("r1"); !slices.Equal(got, want) {
 			t.Errorf("steps %v, want %v", got, want)
 		}
