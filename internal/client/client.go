@@ -156,7 +156,7 @@ func omitUnset(r *http.Request) {
 // done twice is repeated.
 func retry(r *http.Request, res *http.Response, try int) (time.Duration, bool) {
 	safe := r.Method == http.MethodGet || r.Method == http.MethodDelete
-	if try >= maxTries || r.Body != nil && r.Body != http.NoBody && r.GetBody == nil {
+	if try >= maxTries || r.Header.Get("Accept") == eventType || r.Body != nil && r.Body != http.NoBody && r.GetBody == nil {
 		return 0, false
 	}
 	if res.StatusCode != http.StatusTooManyRequests && (res.StatusCode != http.StatusServiceUnavailable || !safe) {
@@ -189,7 +189,7 @@ func drain(res *http.Response) {
 func (d *doer) check(r *http.Request, res *http.Response) (*http.Response, error) {
 	mt, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if res.StatusCode >= 200 && res.StatusCode < 300 {
-		if res.StatusCode == http.StatusNoContent || mt == "application/json" || mt == "application/vnd.oai.openapi" {
+		if res.StatusCode == http.StatusNoContent || mt == "application/json" || mt == "application/vnd.oai.openapi" || mt == eventType {
 			return res, nil
 		}
 		drain(res)

@@ -246,7 +246,7 @@ func (d *demo) goodRelease(n int) error {
 			return "", err
 		}
 		began := time.Now()
-		if out, err := d.muster("rollout", "create", "lamp-1-1-0", "--product", "lamp", "--version", "1.1.0", "--stage", "1", "--stage", "25%", "--stage", "100%", "--soak", "1s", "--timeout", "1m", "--start"); err != nil {
+		if out, err := d.muster("rollout", "create", "lamp-1-1-0", "--product", "lamp", "--version", "1.1.0", "--stage", "1", "--stage", "25%", "--stage", "100%", "--soak", "1s", "--verify-for", "0s", "--timeout", "1m", "--start"); err != nil {
 			return out, err
 		}
 		p, err := d.follow("lamp-1-1-0", 90*time.Second, func(stage int, p api.Rollout) {
@@ -265,7 +265,7 @@ func (d *demo) badRelease(n int) error {
 			return "", err
 		}
 		mark := d.devices.Mark()
-		if out, err := d.muster("rollout", "create", "lamp-1-2-0", "--product", "lamp", "--version", "1.2.0", "--stage", "1", "--stage", "25%", "--stage", "100%", "--timeout", "1m", "--start"); err != nil {
+		if out, err := d.muster("rollout", "create", "lamp-1-2-0", "--product", "lamp", "--version", "1.2.0", "--stage", "1", "--stage", "25%", "--stage", "100%", "--verify-for", "0s", "--timeout", "1m", "--start"); err != nil {
 			return out, err
 		}
 		p, err := d.follow("lamp-1-2-0", time.Minute, func(int, api.Rollout) {})

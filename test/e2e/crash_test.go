@@ -39,7 +39,7 @@ func TestRolloutSurvivesKillsOfMusterd(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0",
-		"--stage", "1", "--stage", "25%", "--stage", "100%", "--max-in-flight", "2", "--start")
+		"--stage", "1", "--stage", "25%", "--stage", "100%", "--max-in-flight", "2", "--verify-for", "0s", "--start")
 	for range kills {
 		s.letPass(rnd.IntN(30), time.Duration(rnd.IntN(700))*time.Millisecond)
 		at := time.Now()

@@ -28,7 +28,7 @@ func TestImageIsForDevicesWithAGrant(t *testing.T) {
 		t.Errorf("without a grant: %s", got)
 	}
 
-	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0", "--device", string(granted), "--stage", "1", "--start")
+	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0", "--device", string(granted), "--stage", "1", "--verify-for", "0s", "--start")
 	topic := "d/" + string(granted)
 	line, code := s.command("mosquitto_rr", append(s.front(granted, s.kit(granted)), "-t", topic+"/up/hello", "-e", topic+"/dn/ota", "-W", "15",
 		"-m", `{"v":"1.0.0","img":"`+strings.Repeat("0a", 32)+`"}`)...)

@@ -18,7 +18,7 @@ func TestGoodReleaseGoesOutInThreeStages(t *testing.T) {
 	s.runAll(ids, nil)
 	image := s.release("1.1.0", simdev.Good, 200_000)
 	r := read[api.Rollout](s, "rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0",
-		"--stage", "1", "--stage", "25%", "--stage", "100%", "--start")
+		"--stage", "1", "--stage", "25%", "--stage", "100%", "--verify-for", "0s", "--start")
 	if r.State != api.RolloutStateRunning || r.Targets != 8 {
 		t.Fatalf("created as %+v", r)
 	}
@@ -82,7 +82,7 @@ func TestBootLoopHaltsAtItsCanary(t *testing.T) {
 	ids := s.add(6)
 	s.runAll(ids, nil)
 	s.release("1.2.0", simdev.BootLoop, 4096)
-	s.muster("rollout", "create", s.product+"-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--start")
+	s.muster("rollout", "create", s.product+"-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--verify-for", "0s", "--start")
 	r := s.awaitRollout(s.product+"-120", api.RolloutStateHalted)
 	if r.Failures != 1 || r.Counts["rolled-back"] != 1 || r.Counts["pending"] != 5 || r.Reason == "" {
 		t.Errorf("halted with %v, reason %q", r.Counts, r.Reason)
@@ -109,7 +109,7 @@ func TestDevicesThatAreOfflineUpdateWhenTheyCome(t *testing.T) {
 	ids := s.add(6)
 	s.runAll(ids[:3], nil)
 	s.release("1.1.0", simdev.Good, 4096)
-	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0", "--stage", "1", "--stage", "100%", "--start")
+	s.muster("rollout", "create", s.product+"-110", "--product", s.product, "--version", "1.1.0", "--stage", "1", "--stage", "100%", "--verify-for", "0s", "--start")
 	s.await("those that are there are done", func() bool { return s.rollout(s.product + "-110").Counts["succeeded"] == 3 })
 	if r := s.rollout(s.product + "-110"); r.State != api.RolloutStateRunning || r.Counts["pending"] != 3 || r.InFlight != 0 {
 		t.Errorf("with three offline: %s, %v", r.State, r.Counts)
@@ -131,7 +131,7 @@ func TestMuteImageTimesOutAndHalts(t *testing.T) {
 	ids := s.add(4)
 	s.runAll(ids, func(c *simdev.Config) { c.Timing.Watchdog = -1 }) // a device that does not go back by itself
 	s.release("1.2.0", simdev.Mute, 4096)
-	s.muster("rollout", "create", s.product+"-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--timeout", "6s", "--start")
+	s.muster("rollout", "create", s.product+"-120", "--product", s.product, "--version", "1.2.0", "--stage", "1", "--stage", "100%", "--timeout", "6s", "--verify-for", "0s", "--start")
 	begin := time.Now()
 	r := s.awaitRollout(s.product+"-120", api.RolloutStateHalted)
 	if r.Counts["timed-out"] != 1 || r.Counts["pending"] != 3 {
