@@ -54,12 +54,25 @@ func (a *API) image(c echo.Context) error {
 	h.Set(echo.HeaderContentType, echo.MIMEOctetStream)
 	h.Set(echo.HeaderCacheControl, "private, max-age=31536000, immutable, no-transform")
 	began := time.Now()
-	serve(c, content, rel.Size, pace)
+	serve(c, content, rel.Size, a.guard(c, device, pace))
 	a.c.Served(Served{
 		Device: device, Product: rel.Product, Version: rel.Version, Recovery: c.Get(recoveryKey) == true, Status: c.Response().Status,
 		Bytes: c.Response().Size, Complete: complete(c), Took: time.Since(began),
 	})
 	return nil
+}
+
+// guard returns what stands between the body and the device: the byte budget, and that the grant still holds. A rollout that
+// is aborted takes its grants back, and what is half sent then ends half sent.
+func (a *API) guard(c echo.Context, device fleet.DeviceID, d *download) *guarded {
+	ctx, name := c.Request().Context(), c.Param("name")
+	return &guarded{ResponseWriter: c.Response(), ctx: ctx, d: d, checked: time.Now(), granted: func() error {
+		_, err := a.c.Grants.Granted(ctx, device, name)
+		if err != nil && !fleet.Is(err, fleet.NotFound) {
+			return nil // a store that does not answer ends no download
+		}
+		return err
+	}}
 }
 
 // complete reports whether the body that the header announced was written. Only 200 and 206 to a GET have one that counts.
@@ -134,8 +147,8 @@ func serveBytes(c echo.Context, kind, caching string, b []byte) error {
 	return nil
 }
 
-// serve answers with content, which has size bytes, within the budgets of d; nil: none.
-func serve(c echo.Context, content io.ReadSeeker, size int64, d *download) {
+// serve answers with content, which has size bytes, through g; nil: as it is.
+func serve(c echo.Context, content io.ReadSeeker, size int64, g *guarded) {
 	r, w := c.Request(), c.Response()
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	switch oneRange(r.Header.Get("Range")) {
@@ -148,11 +161,7 @@ func serve(c echo.Context, content io.ReadSeeker, size int64, d *download) {
 		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
-	body := &bulk{Response: w}
-	if d != nil {
-		body.to = &paced{ResponseWriter: w, ctx: r.Context(), d: d}
-	}
-	http.ServeContent(body, r, "", time.Time{}, content)
+	http.ServeContent(&bulk{Response: w, to: g}, r, "", time.Time{}, content)
 }
 
 type verdict int
@@ -208,7 +217,7 @@ var buffers = sync.Pool{New: func() any { return new([bulkSize]byte) }}
 // without copying.
 type bulk struct {
 	*echo.Response
-	to *paced // nil: no budget
+	to *guarded // nil: nothing in between
 }
 
 // Write implements io.Writer.

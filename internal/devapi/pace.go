@@ -161,18 +161,32 @@ func (p *pacer) backlog() (n int64) {
 	return n
 }
 
-// paced writes a body in pieces, each when the budgets allow it.
-type paced struct {
+// recheck is how often the grant of a download under way is looked up again.
+const recheck = 2 * time.Second
+
+// guarded writes a body in pieces, each when the budgets allow it, for as long as the grant holds.
+type guarded struct {
 	http.ResponseWriter
-	ctx context.Context
-	d   *download
+	ctx     context.Context
+	d       *download // nil: no budget
+	granted func() error
+	checked time.Time
 }
 
-func (w *paced) Write(b []byte) (done int, err error) {
+func (w *guarded) Write(b []byte) (done int, err error) {
 	for len(b) > 0 {
-		piece := b[:min(w.d.piece, len(b))]
-		if err := w.d.take(w.ctx, len(piece)); err != nil {
-			return done, err
+		if now := time.Now(); now.Sub(w.checked) >= recheck {
+			if err := w.granted(); err != nil {
+				return done, err
+			}
+			w.checked = now
+		}
+		piece := b
+		if w.d != nil {
+			piece = b[:min(w.d.piece, len(b))]
+			if err := w.d.take(w.ctx, len(piece)); err != nil {
+				return done, err
+			}
 		}
 		n, err := w.ResponseWriter.Write(piece)
 		done += n

@@ -3,6 +3,7 @@ package devapi
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -66,7 +67,7 @@ func TestDownloadsKeepToTheByteBudget(t *testing.T) {
 						time.Sleep(time.Duration(s) * time.Second)
 						continue
 					}
-					w := &paced{ResponseWriter: &recorder{httptest.NewRecorder(), &mu, &when, slow}, ctx: t.Context(), d: d}
+					w := &guarded{ResponseWriter: &recorder{httptest.NewRecorder(), &mu, &when, slow}, ctx: t.Context(), d: d, granted: func() error { return nil }, checked: time.Now()}
 					n, err := w.Write(bytes.Repeat([]byte{1}, size))
 					if err != nil {
 						t.Error(err)
@@ -126,7 +127,7 @@ func TestAByteBudgetIsGivenBack(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		w := &paced{ResponseWriter: httptest.NewRecorder(), ctx: ctx, d: first}
+		w := &guarded{ResponseWriter: httptest.NewRecorder(), ctx: ctx, d: first, granted: func() error { return nil }, checked: time.Now()}
 		if _, err := w.Write(make([]byte, 40_000)); err == nil {
 			t.Error("wrote everything to a client that is gone")
 		}
@@ -139,6 +140,27 @@ func TestAByteBudgetIsGivenBack(t *testing.T) {
 		if p.backlog() != 0 || p.refused.Load() != 1 {
 			t.Errorf("backlog %d, refused %d", p.backlog(), p.refused.Load())
 		}
+	})
+}
+
+// A grant that is taken back ends the download that is under way.
+func TestADownloadEndsWithItsGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer(10_000)
+		d, _ := p.enter(ota.Grant{}, 100_000, time.Now())
+		began := time.Now()
+		gone := errors.New("gone")
+		w := &guarded{ResponseWriter: httptest.NewRecorder(), ctx: t.Context(), d: d, checked: began, granted: func() error {
+			if time.Since(began) > 4*time.Second {
+				return gone
+			}
+			return nil
+		}}
+		n, err := w.Write(make([]byte, 100_000))
+		if !errors.Is(err, gone) || n < 30_000 || n > 80_000 {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		d.leave(time.Now())
 	})
 }
 
