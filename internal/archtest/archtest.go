@@ -41,7 +41,7 @@ var Table = map[string]Row{
 
 	"internal/pki":       {Core, []string{"internal/fleet"}, "life of a certificate"},
 	"internal/firmware":  {Core, []string{"internal/fleet"}, "manifest, versions, compatibility"},
-	"internal/target":    {Core, []string{"internal/firmware", "internal/fleet"}, "which devices a rollout is for"},
+	"internal/target":    {Core, []string{"internal/firmware", "internal/fleet", "internal/wire"}, "which devices a rollout is for"},
 	"internal/rollout":   {Core, []string{"internal/fleet"}, "stages, gates, grants"},
 	"internal/wire":      {Core, []string{"internal/fleet"}, "topics and payloads"},
 	"internal/admission": {Core, []string{"internal/fleet", "internal/wire"}, "who may enter the broker; topics are wire's"},

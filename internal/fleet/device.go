@@ -13,6 +13,7 @@ type Device struct {
 	Product   ProductID         `json:"product"`
 	Hardware  string            `json:"hardware,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
+	Groups    []string          `json:"groups,omitempty"` // sorted, each once
 	CreatedAt time.Time         `json:"created_at"`
 
 	// Disabled devices are refused at every door until enabled again.
