@@ -163,7 +163,11 @@ func (a *App) connected(tx *bolt.Tx, s inventory.Session) error {
 	if s.Serial == "" {
 		return nil
 	}
-	return a.enroll.Connected(tx, s.At, s.Device, s.Serial)
+	if err := a.enroll.Connected(tx, s.At, s.Device, s.Serial); err != nil {
+		return err
+	}
+	// What was wished between its hello and this event rang no bell, since the device counted as offline.
+	return a.enroll.OpenIntents(tx, s.At, s.Device, s.Vhost)
 }
 
 // composers say what each kind of outbox entry means now.
@@ -373,8 +377,17 @@ func (a *App) reconcile(ctx context.Context) error {
 		}
 	}
 	return a.store.Update(ctx, func(tx *bolt.Tx) error {
+		absent, err := offline(tx, live)
+		if err != nil {
+			return err
+		}
 		if _, err := a.inventory.Reconcile(tx, at, live, listSettles); err != nil {
 			return err
+		}
+		for _, s := range absent { // their event was lost
+			if err := a.enroll.OpenIntents(tx, at, s.Device, s.Vhost); err != nil {
+				return err
+			}
 		}
 		for _, s := range live { // promotions whose event was lost
 			d, err := tx.Device(s.Device)
@@ -387,6 +400,20 @@ func (a *App) reconcile(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// offline returns those of the live sessions whose device counts as offline.
+func offline(tx *bolt.Tx, live []inventory.Session) (out []inventory.Session, err error) {
+	for _, s := range live {
+		st, err := tx.Status(s.Device)
+		if err != nil {
+			return nil, err
+		}
+		if !st.Online {
+			out = append(out, s)
+		}
+	}
+	return out, nil
 }
 
 // runSweep holds live sessions to their certificates' ends, retires what is superseded, and finishes what a crash left.

@@ -331,3 +331,18 @@ func TestComposeRenewAndNo(t *testing.T) {
 		}
 	}
 }
+
+// The broker stamps a device's request, muster its own wish: with a broker's clock that lags, the answer still counts.
+func TestARequestWithALaggingStampAnswersTheWish(t *testing.T) {
+	r := newRig(t, enroll.Policy{})
+	at := time.Now()
+	r.enrolled(at, dev)
+	if _, err := r.e.RenewPass(t.Context(), at.Add(time.Minute), enroll.RenewOptions{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	s := r.next(at.Add(58*time.Second), dev, pki.ViaMQTT)
+	r.connected(at.Add(2*time.Minute), dev, s)
+	if !r.device(dev).RenewSince.IsZero() {
+		t.Error("asked to renew again though it has just done so")
+	}
+}

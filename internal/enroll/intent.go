@@ -189,7 +189,7 @@ func (e *Enroller) intend(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, w 
 	}
 	c := pki.Certificate{
 		Serial: serial, Device: dev.ID, State: pki.Intended, Via: w.via, PublicKey: key.PublicKey, KeyHash: key.KeyHash,
-		NotBefore: at.Add(-e.policy.Backdate), NotAfter: at.Add(life), IntendedAt: at, By: w.by,
+		NotBefore: at.Add(-e.policy.Backdate), NotAfter: at.Add(life), IntendedAt: notBefore(at, dev.RenewSince), By: w.by,
 	}
 	return c, tx.PutCertificate(c)
 }
@@ -215,6 +215,15 @@ func (e *Enroller) sameKey(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, v
 		}
 	}
 	return same, nil
+}
+
+// notBefore returns at, or since if that is later. The time of a request is the broker's, the time of asking for it muster's
+// own: with a clock that lags, the answer to a request to renew must not look older than the request.
+func notBefore(at, since time.Time) time.Time {
+	if at.Before(since) {
+		return since
+	}
+	return at
 }
 
 // answers reports whether c, a certificate of dev for the key of a request, is what the request should get.
