@@ -5,9 +5,10 @@ BIN   := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 30s
+LIVES ?= 400
 
 .DEFAULT_GOAL := help
-.PHONY: help build broker demo test test-unit lint bench fuzz generate tools clean
+.PHONY: help build broker demo test test-unit lint bench fuzz soak generate tools clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +37,14 @@ lint: ## gofmt, go vet, staticcheck and govulncheck
 	@test/lint.sh
 
 bench: tools ## measure; a line `ratio <name> <value> aim <aim>` for each (docs/performance.md)
-	@for b in auth uplink issue ota; do echo "== $$b"; $(GO) run ./test/bench/$$b || exit 1; done
+	@for b in auth uplink issue ota rollout; do echo "== $$b"; $(GO) run ./test/bench/$$b || exit 1; done
 
 fuzz: ## fuzz every target for FUZZTIME (30s) each
 	@test/fuzz.sh $(FUZZTIME)
+
+soak: ## let 400 random fleets live under random plans, with kills and clock jumps (LIVES=n)
+	$(GO) test -race -timeout 2h -run TestLivesUnderAnyPolicy ./internal/dispatch -lives $(LIVES)
+	$(GO) test -race -timeout 2h -run 'TestWalks|Twin' ./internal/rollout -rapid.checks=20000
 
 generate: ## make the generated code afresh from api/openapi.yaml
 	$(GO) generate ./...

@@ -25,7 +25,7 @@ func (d *Dispatcher) fits(tx Tx, r rollout.Rollout, j rollout.Job, dev fleet.Dev
 		if err != nil {
 			return fitness{}, err
 		}
-		if in, err := e.Match(target.Facts(dev, s, at)); err == nil && !in {
+		if in, _ := e.Match(target.Facts(dev, s, at)); !in { // without a value it is not in it, as when it was chosen
 			return fitness{why: "it is not in the target any more", code: "not-in-target"}, nil
 		}
 	}

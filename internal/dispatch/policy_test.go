@@ -213,7 +213,7 @@ func TestADeviceThatLeavesTheTargetIsNotOffered(t *testing.T) {
 	if first == "d0" {
 		other = "d1"
 	}
-	w.change(other, func(d *fleet.Device, _ *fleet.Status) { d.Labels = map[string]string{"site": "b"} })
+	w.change(other, func(d *fleet.Device, _ *fleet.Status) { d.Labels = nil })
 	w.hello(first, newImage, time.Second)
 	w.pass(time.Second)
 	if j := w.job("r", other); j.State != rollout.Skipped || !strings.Contains(j.Cause.Text, "target") {

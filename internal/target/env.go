@@ -109,6 +109,8 @@ func explain(iss *cel.Issues) string {
 		slices.Sort(names)
 		text = fmt.Sprintf("%.40q is no field; there are %s", name, strings.Join(names, ", "))
 	}
+	// A parser's list of all that it would have taken helps nobody.
+	text, _, _ = strings.Cut(text, " expecting {")
 	if len(text) > 400 {
 		text = text[:400] + "…"
 	}

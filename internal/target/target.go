@@ -7,6 +7,7 @@ package target
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -30,6 +31,9 @@ type Expr struct {
 func Compile(text string) (*Expr, error) {
 	if len(text) > MaxLength {
 		return nil, invalid("a target expression has at most %d bytes", MaxLength)
+	}
+	if strings.TrimSpace(text) == "" {
+		return nil, invalid("the expression is empty; write one like labels.site == \"berlin\"")
 	}
 	e, err := env()
 	if err != nil {
@@ -62,6 +66,9 @@ func (e *Expr) Match(d Device) (bool, error) {
 	v, _, err := e.prg.Eval(&d)
 	if err != nil {
 		return false, err
+	}
+	if v.Type() != types.BoolType {
+		return false, invalid("the expression gives a %s for this device, neither true nor false", v.Type().TypeName())
 	}
 	return v == types.True, nil
 }

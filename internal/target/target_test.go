@@ -94,7 +94,7 @@ func TestWhatADeviceLacks(t *testing.T) {
 
 func TestWhatIsNoExpression(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                        "line 1, column",
+		"":                        "is empty",
 		"labels.site ==":          "line 1, column",
 		`lables.site == "x"`:      `"lables" is no field; there are boot, chip`,
 		`id + 1 == 2`:             "no matching overload",
@@ -109,6 +109,17 @@ func TestWhatIsNoExpression(t *testing.T) {
 		if !fleet.Is(err, fleet.Invalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.40q: %v, want %q", text, err, want)
 		}
+	}
+}
+
+// What is no bool is an answer for nobody, and says so.
+func TestAnExpressionThatForgotItsComparison(t *testing.T) {
+	e, err := Compile("state.heap")
+	if err != nil {
+		return // refused at once is as good
+	}
+	if got, err := e.Match(Facts(lamp, said, now)); got || err == nil || !strings.Contains(err.Error(), "neither true nor false") {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 
