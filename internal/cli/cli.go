@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,13 +36,13 @@ const (
 
 const exitCodes = `Exit codes:
   0    done
-  1    failed
+  1    failed; device why: something blocks the device
   2    wrong usage, or a request that musterd found wrong
   3    there is no such thing
   4    refused: no token, a wrong one, or one without the right
   5    conflict: the thing is in another state than the command supposes
   6    musterd cannot be reached, or is too busy; try later
-  7    the rollout that was watched was halted or aborted
+  7    the rollout that was watched was halted, aborted or rolled back
   130  interrupted`
 
 // Env is what a command gets from outside.
@@ -83,6 +84,9 @@ func Run(ctx context.Context, env Env) int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		a.ui.note("interrupted")
 		return exitInterrupted
+	}
+	if errors.Is(err, errBlocked) {
+		return exitFailed
 	}
 	code, hints := judge(err, cmd)
 	a.ui.fail(err, hints)
@@ -167,6 +171,7 @@ func newApp(env Env) *app {
 	}
 	u := &ui{out: env.Stdout, err: env.Stderr, now: env.Now, width: 80, colour: env.Getenv("NO_COLOR") == "" && env.Getenv("TERM") != "dumb"}
 	u.tty, u.width = terminal(env.Stdout, env.Terminal)
+	u.size = func() (int, int) { return terminalSize(env.Stdout, env.Terminal) }
 	u.errTTY, _ = terminal(env.Stderr, env.Terminal)
 	return &app{env: env, ui: u}
 }
@@ -184,6 +189,16 @@ func terminal(w io.Writer, forced int) (bool, int) {
 		width = 80
 	}
 	return true, width
+}
+
+// terminalSize is the size at this moment, columns and rows: a person may change it at any time.
+func terminalSize(w io.Writer, forced int) (width, height int) {
+	if f, ok := w.(*os.File); ok && forced == 0 {
+		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width >= 20 && height >= 3 {
+			return width, height
+		}
+	}
+	return cmp.Or(forced, 80), 24
 }
 
 func (a *app) root() *cobra.Command {

@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -8,16 +9,19 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"muster/api"
 	"muster/internal/access"
+	"muster/internal/cli"
 	"muster/internal/fleet"
 	"muster/internal/store/bolt"
 	"muster/internal/uplink"
@@ -295,7 +299,7 @@ func TestRollouts(t *testing.T) {
 	if r.Plan.DeviceTimeout != "10m0s" || r.Plan.MaxInFlight != 5 || r.Stages[1].Quota != 2 || r.Failures != 0 || *r.Plan.MaxFailures != 2 {
 		t.Errorf("%+v", r)
 	}
-	has(t, d.run("rollout", "show", "r1"), "STAGE    UP TO", "2: 25%   2", "0 of 2 tolerated", "to come")
+	has(t, d.run("rollout", "show", "r1"), "STAGE    UP TO", "2: 25%   2", "0, 2 tolerated", "to come")
 	d.fails(5, "", "rollout", "pause", "r1")
 	has(t, d.run("rollout", "start", "r1"), "r1 is running")
 	has(t, d.run("rollout", "pause", "r1"), "r1 is paused")
@@ -320,44 +324,212 @@ func TestRollouts(t *testing.T) {
 	d.fails(3, "", "rollout", "watch", "none")
 }
 
-func TestWatchFollowsToTheEnd(t *testing.T) {
-	var looks atomic.Int64
-	var d *desk
-	d = sit(t, func(h http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == "GET" && strings.HasSuffix(r.URL.Path, "/rollouts/r1") {
-				switch looks.Add(1) {
-				case 2: // musterd restarts
-					panic(http.ErrAbortHandler)
-				case 4:
-					if _, err := d.Rollouts.Abort(context.Background(), time.Now(), "r1", "bob"); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-			h.ServeHTTP(w, r)
-		})
-	})
+// breakable is a musterd whose streams can be refused and cut.
+type breakable struct {
+	http.Handler
+	refuse atomic.Bool
+	cut    atomic.Int64 // streams that are still to be cut after their first events
+	opened atomic.Int64
+}
+
+func (b *breakable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !strings.HasSuffix(r.URL.Path, "/events") {
+		b.Handler.ServeHTTP(w, r)
+		return
+	}
+	b.opened.Add(1)
+	switch {
+	case b.refuse.Load():
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(503)
+		_, _ = io.WriteString(w, `{"type":"urn:muster:problem:too_many_streams","title":"Service Unavailable","status":503,"code":"too_many_streams"}`)
+	case b.cut.Add(-1) >= 0:
+		ctx, cancel := context.WithTimeout(r.Context(), 300*time.Millisecond)
+		defer cancel()
+		b.Handler.ServeHTTP(w, r.WithContext(ctx))
+	default:
+		b.Handler.ServeHTTP(w, r)
+	}
+}
+
+// watched starts a rollout of four devices and watches it; do is called when the view shows it.
+func watched(t *testing.T, tty int, change func(*breakable), do func(*desk)) said {
+	t.Helper()
+	b := &breakable{}
+	d := sit(t, func(h http.Handler) http.Handler { b.Handler = h; return b })
+	if change != nil {
+		change(b)
+	}
 	d.Devices(t, 4, time.Now())
 	d.release("1.1.0")
-	d.run("rollout", "create", "r1", "--product", "lamp", "--version", "1.1.0", "--start")
-	s := d.try("rollout", "watch", "r1", "--every", "10ms")
-	if s.code != 7 || strings.Count(s.out, "\n") != 4 || strings.Contains(s.out, "\x1b") {
-		t.Errorf("exit %d\n%s%s", s.code, s.out, s.err)
+	d.run("rollout", "create", "r1", "--product", "lamp", "--version", "1.1.0", "--verify-for", "0s", "--start")
+	d.tty = tty
+	shown := make(chan struct{})
+	out := &noticing{words: "r1", seen: shown}
+	done := make(chan said, 1)
+	go func() {
+		var errs bytes.Buffer
+		code := cli.Run(d.ctx, cli.Env{
+			Args: []string{"rollout", "watch", "r1", "--every", "10ms"}, Stdin: strings.NewReader(""), Stdout: out, Stderr: &errs,
+			Getenv: func(k string) string { return d.env[k] }, Terminal: tty,
+		})
+		done <- said{code, out.String(), errs.String()}
+	}()
+	select {
+	case <-shown:
+	case s := <-done:
+		return s
+	case <-time.After(20 * time.Second):
+		t.Fatal("the watch shows nothing")
 	}
-	has(t, s.out, "r1 running stage 1/3 succeeded 0/4 in-flight 0 pending 4 failed 0", "waiting for musterd", "r1 aborted")
+	do(d)
+	select {
+	case s := <-done:
+		return s
+	case <-time.After(20 * time.Second):
+		t.Fatalf("the watch does not end: %s", out.String())
+	}
+	return said{}
+}
 
-	d.run("rollout", "create", "r2", "--product", "lamp", "--version", "1.1.0", "--start")
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(100*time.Millisecond, cancel)
-	d.ctx, d.tty = ctx, 80
-	if s := d.try("rollout", "watch", "r2", "--every", "10ms"); s.code != 130 || !strings.Contains(s.out, "\x1b[") || !strings.Contains(s.out, "░") {
+// noticing is a writer that tells when some words were written.
+type noticing struct {
+	mu    sync.Mutex
+	buf   bytes.Buffer
+	words string
+	seen  chan struct{}
+}
+
+func (n *noticing) Write(p []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.buf.Write(p)
+	if n.seen != nil && strings.Contains(n.buf.String(), n.words) {
+		close(n.seen)
+		n.seen = nil
+	}
+	return len(p), nil
+}
+
+func (n *noticing) String() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.buf.String()
+}
+
+func abortIt(t *testing.T) func(*desk) {
+	return func(d *desk) {
+		if _, err := d.Rollouts.AbortFor(context.Background(), time.Now(), "r1", "bad news", "bob"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWatchFollowsToTheEnd(t *testing.T) {
+	for name, change := range map[string]func(*breakable){
+		"by events":          nil,
+		"by looking":         func(b *breakable) { b.refuse.Store(true) },
+		"by cut-off streams": func(b *breakable) { b.cut.Store(2) },
+	} {
+		s := watched(t, 0, change, abortIt(t))
+		if s.code != 7 || strings.Contains(s.out, "\x1b") || !strings.HasSuffix(s.err, "bad news\n") {
+			t.Errorf("%s: exit %d\n%s%s", name, s.code, s.out, s.err)
+		}
+		has(t, s.out, "r1 running stage 1/3 succeeded 0/4 in-flight 0 pending 4 failed 0", "r1 aborted: aborted by bob: bad news", "r1 aborted stage")
+		if n := strings.Count(s.out, "bad news"); n != 1 {
+			t.Errorf("%s: the decision is told %d times\n%s", name, n, s.out)
+		}
+	}
+}
+
+func TestWatchOnATerminal(t *testing.T) {
+	s := watched(t, 80, nil, abortIt(t))
+	if s.code != 7 || strings.Count(s.out, "\x1b[?25l") != 1 || !strings.HasSuffix(s.out, "\x1b[?25h") || strings.Contains(s.out, "\x1b[3") {
 		t.Errorf("exit %d\n%q%s", s.code, s.out, s.err)
 	}
-	d.ctx, d.tty = t.Context(), 0
-	if r := decode[api.Rollout](d, "rollout", "show", "r2"); r.State != "running" {
+	has(t, s.out, "░", "bad news", "1: 1 canary")
+
+	// Leaving does not touch the rollout, and gives the cursor back.
+	var left *desk
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	d := sit(t, nil)
+	left = d
+	d.Devices(t, 4, time.Now())
+	d.release("1.1.0")
+	d.run("rollout", "create", "r2", "--product", "lamp", "--version", "1.1.0", "--start")
+	time.AfterFunc(100*time.Millisecond, cancel)
+	d.ctx, d.tty = ctx, 80
+	if s := d.try("rollout", "watch", "r2"); s.code != 130 || strings.Count(s.out, "\x1b[?25l") != strings.Count(s.out, "\x1b[?25h") {
+		t.Errorf("exit %d\n%q%s", s.code, s.out, s.err)
+	}
+	left.ctx, left.tty = t.Context(), 0
+	if r := decode[api.Rollout](left, "rollout", "show", "r2"); r.State != "running" {
 		t.Errorf("leaving the watch made it %s", r.State)
 	}
+}
+
+func TestPlansOnTheCommandLine(t *testing.T) {
+	d := sit(t, nil)
+	d.Devices(t, 4, time.Now())
+	d.release("1.1.0")
+	for i := range 4 {
+		d.run("device", "labels", fmt.Sprintf("d%03d", i), "site=berlin")
+	}
+	file := d.file("careful.yaml", "stages:\n  - {name: ring, count: 1, hold: true}\n  - percent: 100\nlimits:\n  - {percent: 5, min_sample: 20, then: pause}\nsoak: 2h\nstart_at: 2031-01-01T00:00:00Z\n")
+	has(t, d.run("rollout", "plan", "r1", "--product", "lamp", "--version", "1.1.0", "--plan", file), "1: 1 ring", "2: 100%", "more than 5 % failures of at least 20 devices: pause", "takes about")
+	if list := d.run("rollout", "list"); strings.Contains(list, "r1") {
+		t.Errorf("the dry run made a rollout: %s", list)
+	}
+	r := decode[api.Rollout](d, "rollout", "create", "r1", "--product", "lamp", "--version", "1.1.0", "--plan", file, "--soak", "1h", "--verify-for", "0s",
+		"--per-minute", "10", "--window", "0 2 * * */4h/Europe/Berlin", "--site", "site=10%", "--retries", "2", "--rollback-previous", "--approval", "--where", `id != "x"`, "--label", "site=berlin", "--static")
+	p := r.Plan
+	if p.Soak != "1h0m0s" || p.VerifyFor != "0s" || p.Pace.PerMinute != 10 || p.Window.Zone != "Europe/Berlin" || p.Sites.Percent != 10 || p.Retries != 2 || !p.Rollback.PreviousSlot ||
+		!p.Approval || p.MaxFailures != nil || len(p.Limits) != 1 || !p.Stages[0].Hold || p.StartAt.Year() != 2031 || r.Dynamic || r.Where == "" {
+		t.Errorf("%+v", r)
+	}
+	d.fails(4, "", "rollout", "approve", "r1") // by whom it was created
+	has(t, d.run("rollout", "list", "--state", "draft"), "r1")
+	has(t, d.run("rollout", "show", "r1"), "for somebody else", "0 2 * * * for 4h0m0s, Europe/Berlin")
+	d.in = `{"stages":[{"percent":100}],"max_failures":3}`
+	if r := decode[api.Rollout](d, "rollout", "create", "r2", "--product", "lamp", "--version", "1.1.0", "--plan", "-", "--start"); *r.Plan.MaxFailures != 3 {
+		t.Errorf("%+v", r.Plan)
+	}
+	d.fails(5, "rolled back only", "rollout", "rollback", "r1")
+	d.fails(5, "", "rollout", "advance", "r2")
+	has(t, d.run("rollout", "retry", "r2", "--kind", "failed"), "no device failed")
+	d.run("rollout", "abort", "r2", "--why", "enough")
+	has(t, d.run("rollout", "history", "r2"), "enough")
+	d.fails(2, "no device failed", "rollout", "retry", "r2", "--as", "r3")
+
+	for name, args := range map[string][]string{
+		"plan":       {"--plan", d.file("bad.yaml", "stagess: []")},
+		"neither":    {"--plan", d.file("worse.yaml", "{{{")},
+		"--limit":    {"--limit", "5%"},
+		"--window":   {"--window", "nightly"},
+		"--site":     {"--site", "berlin"},
+		"--start-at": {"--start-at", "tomorrow"},
+		"--stage":    {"--stage", "1,keep"},
+		"key=value":  {"--label", "site"},
+		"cron":       {"--window", "0 99 * * */4h"},
+	} {
+		d.fails(2, name, append([]string{"rollout", "plan", "--product", "lamp", "--version", "1.1.0"}, args...)...)
+	}
+}
+
+func TestDeviceWhy(t *testing.T) {
+	d := sit(t, nil)
+	d.Devices(t, 1, time.Now())
+	s := d.try("device", "why", "d000")
+	if s.code != 1 || s.err != "" || !strings.Contains(s.out, "neither a certificate nor a fallback password") {
+		t.Errorf("%+v", s)
+	}
+	s = d.try("device", "why", "d000", "-o", "json")
+	if s.code != 1 || s.err != "" || !strings.Contains(s.out, `"blocked": true`) {
+		t.Errorf("%+v", s)
+	}
+	d.fails(3, "", "device", "why", "none")
+	has(t, d.run("device", "pardon", "d000"), "pardoned d000")
 }
 
 func TestOperators(t *testing.T) {
@@ -468,7 +640,7 @@ func TestWrongUsageIsTold(t *testing.T) {
 	for _, args := range [][]string{{}, {"--help"}, {"device"}, {"rollout", "create", "--help"}, {"completion", "bash"}} {
 		d.run(args...)
 	}
-	has(t, d.run("--help"), "Exit codes:", "halted or aborted")
+	has(t, d.run("--help"), "Exit codes:", "halted, aborted or rolled back")
 	d.env["MUSTER_URL"] = "https://127.0.0.1:1"
 	d.fails(6, "cannot be reached", "device", "list")
 }

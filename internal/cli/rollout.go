@@ -5,8 +5,9 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"strconv"
+	"net/http"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,46 +17,30 @@ import (
 
 func (a *app) rolloutCmd() *cobra.Command {
 	return group("rollout", "how a release spreads",
-		a.rolloutCreate(), a.rolloutList(), a.rolloutShow(), a.rolloutWatch(), a.rolloutDevices(), a.rolloutHistory(),
+		a.rolloutPlan(), a.rolloutCreate(), a.rolloutList(), a.rolloutShow(), a.rolloutWatch(), a.rolloutDevices(), a.rolloutHistory(),
+		a.rolloutDo("approve", "agree to a draft that somebody else created"),
 		a.rolloutDo("start", "start a draft"),
 		a.rolloutDo("pause", "offer nothing more; devices that are updating may finish"),
 		a.rolloutDo("resume", "go on with a rollout that is paused or halted"),
-		a.rolloutDo("abort", "end a rollout for good"))
+		a.rolloutDo("advance", "open the next stage now: the open one is done, and soaks or is held"),
+		a.rolloutRetry(), a.rolloutAbort(),
+		a.rolloutDo("rollback", "end a rollout and take its devices back, as its plan says"))
 }
 
 func (a *app) rolloutCreate() *cobra.Command {
-	in := api.NewRollout{}
-	var stages, labels []string
+	var n newRollout
 	var start bool
 	c := &cobra.Command{
 		Use: "create [ID] --product NAME --version X.Y.Z", Short: "create a rollout as a draft", Args: cobra.MaximumNArgs(1),
-		Long: `Creates a rollout. It grants nothing until it is started.
-
-Stages are cumulative: --stage 1 --stage 25% --stage 100% offers the release to one device, then to a quarter of the target,
-then to all. A stage that is done is watched for --soak before the next one opens. When more than --max-failures devices have
-failed, nothing more is offered.`,
-		Example: "  muster rollout create sensor-1-1-0 --product sensor --version 1.1.0 --stage 1 --stage 25% --stage 100% --max-failures 2 --soak 30m --start",
+		Long: "Creates a rollout. It offers nothing until it is started; muster rollout plan says what it would do.\n\n" + rolloutHelp,
+		Example: `  muster rollout create spring --product sensor --version 1.1.0 --stage 1 --stage 25% --stage 100% --max-failures 2 --soak 30m --start
+  muster rollout create spring --product sensor --version 1.1.0 --where 'labels["site"] == "berlin"' --plan careful.yaml`,
 	}
-	f := c.Flags()
-	f.StringVar(&in.Product, "product", "", "product line")
-	f.StringVar(&in.Version, "version", "", "version of the release")
-	f.StringArrayVar(&stages, "stage", nil, "number of devices, or percent of the target, each more than the one before; may be repeated (default 1, 10%, 100%)")
-	in.Plan.MaxFailures = f.Int("max-failures", 0, "failures that are tolerated; one more halts the rollout")
-	f.IntVar(&in.Plan.MaxInFlight, "max-in-flight", 0, "devices that may update at once (default 100)")
-	f.StringVar(&in.Plan.DeviceTimeout, "timeout", "", "from the offer to success, for each device (default 1h)")
-	f.StringVar(&in.Plan.Soak, "soak", "", "how long a stage that is done is watched (default 0s)")
-	f.StringVar(&in.Plan.OfflineGrace, "offline-grace", "", "how long the last stage waits for devices that are offline (default 168h)")
-	f.StringArrayVar(&labels, "select", nil, "only devices with this label, key=value; may be repeated")
-	f.StringSliceVar(&in.Target.Devices, "device", nil, "only these devices")
-	f.BoolVar(&start, "start", false, "start it at once")
-	_ = c.MarkFlagRequired("product")
-	_ = c.MarkFlagRequired("version")
+	n.flags(c)
+	c.Flags().BoolVar(&start, "start", false, "start it at once")
 	return a.online(c, func(ctx context.Context, args []string) error {
-		var err error
-		if in.Plan.Stages, err = parseStages(stages); err != nil {
-			return err
-		}
-		if in.Target.Labels, err = parseLabels(labels); err != nil {
+		in, err := n.read(a)
+		if err != nil {
 			return err
 		}
 		if len(args) == 1 {
@@ -73,12 +58,28 @@ failed, nothing more is offered.`,
 			}
 		}
 		return a.ui.show(r, func() {
-			a.ui.printf("created %s: %s %s to %d devices in %d stages, %s\n", r.ID, clean(r.Product), clean(r.Version), r.Targets, len(r.Stages), r.State)
-			if !start {
+			a.ui.printf("created %s: %s %s to %s in %s, %s\n", r.ID, clean(r.Product), clean(r.Version), many(r.Targets, "device"), many(len(r.Stages), "stage"), r.State)
+			switch {
+			case start:
+			case r.Filling:
+				a.ui.note("its target is still being filled; then start it with muster rollout start %s", r.ID)
+			case r.Plan.Approval:
+				a.ui.note("somebody else approves it with muster rollout approve %s; then start it", r.ID)
+			default:
 				a.ui.note("start it with muster rollout start %s", r.ID)
 			}
 		})
 	})
+}
+
+func many(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	if strings.HasSuffix(what, "s") {
+		what += "e"
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // newRolloutID makes an id here, not at the server, so that a request that is repeated does not make a second rollout.
@@ -88,38 +89,78 @@ func newRolloutID() string {
 	return "r" + hex.EncodeToString(b[:])
 }
 
-// parseStages reads "1" as a number of devices and "25%" as a share.
-func parseStages(texts []string) ([]api.Stage, error) {
-	var out []api.Stage
-	for _, t := range texts {
-		digits, percent := strings.CutSuffix(t, "%")
-		n, err := strconv.Atoi(digits)
-		if err != nil || n < 1 || percent && n > 100 {
-			return nil, usagef("--stage is a number of devices, like 1, or a share, like 25%%")
-		}
-		if percent {
-			out = append(out, api.Stage{Percent: n})
-		} else {
-			out = append(out, api.Stage{Count: n})
-		}
-	}
-	return out, nil
-}
-
 func (a *app) rolloutDo(verb, short string) *cobra.Command {
 	c := &cobra.Command{Use: verb + " ID", Short: short, Args: cobra.ExactArgs(1)}
 	return a.online(c, func(ctx context.Context, args []string) error {
-		do := map[string]func() (api.Rollout, error){
-			"start":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.StartRollout(ctx, args[0])) },
-			"pause":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.PauseRollout(ctx, args[0])) },
-			"resume": func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.ResumeRollout(ctx, args[0])) },
-			"abort":  func() (api.Rollout, error) { return client.Read[api.Rollout](a.client.AbortRollout(ctx, args[0], api.RolloutAbort{})) },
+		do := map[string]func(context.Context, string, ...api.RequestEditorFn) (*http.Response, error){
+			"approve": a.client.ApproveRollout, "start": a.client.StartRollout, "pause": a.client.PauseRollout, "resume": a.client.ResumeRollout,
+			"advance": a.client.AdvanceRollout, "rollback": a.client.RollbackRollout,
 		}[verb]
-		r, err := do()
+		r, err := client.Read[api.Rollout](do(ctx, args[0]))
 		if err != nil {
 			return err
 		}
-		return a.ui.show(r, func() { a.ui.printf("%s is %s\n", r.ID, r.State) })
+		return a.ui.show(r, func() { a.printNow(r) })
+	})
+}
+
+// printNow says how a rollout stands after something was done to it.
+func (a *app) printNow(r api.Rollout) {
+	switch {
+	case r.State == api.RolloutStateDraft && r.Approved.By != "":
+		a.ui.printf("%s is approved by %s\n", r.ID, clean(r.Approved.By))
+	case r.State == api.RolloutStateScheduled:
+		a.ui.printf("%s is scheduled: it begins at %s\n", r.ID, text(r.Plan.StartAt))
+	case r.State == api.RolloutStateRollingBack:
+		a.ui.printf("%s is rolling-back: %s takes its devices back\n", r.ID, r.UndoneBy)
+		a.ui.note("follow it with muster rollout watch %s", r.UndoneBy)
+	case r.State == api.RolloutStateRunning:
+		a.ui.printf("%s is running, stage %d of %d\n", r.ID, r.Stage, len(r.Stages))
+	default:
+		a.ui.printf("%s is %s\n", r.ID, r.State)
+	}
+}
+
+func (a *app) rolloutAbort() *cobra.Command {
+	var in api.RolloutAbort
+	c := &cobra.Command{Use: "abort ID", Short: "end a rollout for good", Args: cobra.ExactArgs(1)}
+	c.Flags().StringVar(&in.Why, "why", "", "for its history")
+	return a.online(c, func(ctx context.Context, args []string) error {
+		r, err := client.Read[api.Rollout](a.client.AbortRollout(ctx, args[0], in))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(r, func() { a.printNow(r) })
+	})
+}
+
+func (a *app) rolloutRetry() *cobra.Command {
+	var in api.RolloutRetry
+	c := &cobra.Command{
+		Use: "retry ID", Short: "try the devices that failed again", Args: cobra.ExactArgs(1),
+		Long: `Gives the devices that failed another attempt. In a rollout that is over nothing is tried again: with --as, a new rollout is
+created for its failed devices, with the same plan in two stages: one device, then all.`,
+		Example: "  muster rollout retry spring --kind timed-out\n  muster rollout retry spring --as spring-b --start",
+	}
+	f := c.Flags()
+	f.StringVar((*string)(&in.Kind), "kind", "", "only those that failed in this way: failed, rejected, rolled-back, timed-out, went-dark")
+	f.StringVar(&in.As, "as", "", "id of a new rollout, if this one is over")
+	f.BoolVar(&in.Start, "start", false, "start the new rollout at once")
+	return a.online(c, func(ctx context.Context, args []string) error {
+		out, err := client.Read[api.RolloutRetried](a.client.RetryRollout(ctx, args[0], in))
+		if err != nil {
+			return err
+		}
+		return a.ui.show(out, func() {
+			switch {
+			case in.As != "":
+				a.ui.printf("created %s for %s that failed in %s, %s\n", out.Rollout.ID, many(out.Devices, "device"), clean(args[0]), out.Rollout.State)
+			case out.Devices == 0:
+				a.ui.printf("no device failed like this in %s\n", out.Rollout.ID)
+			default:
+				a.ui.printf("%s in %s tried again\n", many(out.Devices, "device"), out.Rollout.ID)
+			}
+		})
 	})
 }
 
@@ -155,7 +196,9 @@ func (a *app) rolloutList() *cobra.Command {
 }
 
 // failed is how many devices failed, in whatever way.
-func failed(c api.Counts) int { return c["failed"] + c["rejected"] + c["rolled-back"] + c["timed-out"] + c["went-dark"] }
+func failed(c api.Counts) int {
+	return c["failed"] + c["rejected"] + c["rolled-back"] + c["timed-out"] + c["went-dark"]
+}
 
 func (a *app) rolloutShow() *cobra.Command {
 	c := &cobra.Command{Use: "show ID", Short: "show a rollout and how far each stage is", Args: cobra.ExactArgs(1)}
@@ -165,14 +208,147 @@ func (a *app) rolloutShow() *cobra.Command {
 			return err
 		}
 		return a.ui.show(r, func() {
-			a.ui.facts("rollout", r.ID, "release", r.Product+" "+r.Version, "state", cell{string(r.State), stateShade(string(r.State))}, "why", r.Reason,
-				"devices", fmt.Sprint(r.Targets), "failures", fmt.Sprintf("%d of %d tolerated", r.Failures, *r.Plan.MaxFailures),
-				"in flight", fmt.Sprintf("%d of at most %d", r.InFlight, r.Plan.MaxInFlight), "device timeout", r.Plan.DeviceTimeout, "soak", r.Plan.Soak,
-				"offline grace", r.Plan.OfflineGrace, "created", text(r.CreatedAt)+" by "+r.CreatedBy, "started", r.StartedAt, "ended", r.EndedAt)
+			a.printRollout(r)
 			a.ui.printf("\n")
 			a.printStages(r)
 		})
 	})
+}
+
+// printRollout prints the head of a rollout: what it is, how it stands, and of its policy what is not the default.
+func (a *app) printRollout(r api.Rollout) {
+	p := r.Plan
+	tolerated := "no limit of its own"
+	if p.MaxFailures != nil {
+		tolerated = fmt.Sprintf("%d tolerated, then %s", *p.MaxFailures, first(string(p.FailThen), "halt"))
+	}
+	target := r.Where
+	if target == "" && r.Dynamic {
+		target = "every device of " + r.Product
+	} else if target == "" {
+		target = "a list of devices"
+	}
+	if r.Dynamic {
+		target += " (others may join)"
+	}
+	var floors, limits []string
+	for _, f := range r.Floors {
+		floors = append(floors, f.Version)
+	}
+	for _, l := range p.Limits {
+		limits = append(limits, limitText(l))
+	}
+	approval := ""
+	switch {
+	case r.Approved.By != "":
+		approval = "by " + r.Approved.By + " at " + text(r.Approved.At)
+	case p.Approval:
+		approval = "waited for"
+	}
+	health := ""
+	if r.Health.Watched > 0 {
+		health = fmt.Sprintf("%d of %d devices behaved badly", r.Health.Bad, r.Health.Watched)
+	}
+	retries := ""
+	if p.Retries > 0 {
+		retries = fmt.Sprintf("%d, from %s on", p.Retries, p.RetryBackoff)
+	}
+	a.ui.facts("rollout", r.ID, "release", strings.TrimSpace(r.Product+" "+r.Version), "mode", r.Mode, "state", cell{string(r.State), stateShade(string(r.State))}, "why", r.Reason,
+		"waits", waiting(r, a.ui.now()), "undoes", r.Undoes, "undone by", r.UndoneBy, "target", target, "devices", fmt.Sprint(r.Targets), "floors", strings.Join(floors, ", "),
+		"failures", fmt.Sprintf("%d, %s", r.Failures, tolerated), "limits", strings.Join(limits, "; "), "health", health,
+		"in flight", fmt.Sprintf("%d of at most %d", r.InFlight, p.MaxInFlight), "device timeout", p.DeviceTimeout, "verified for", p.VerifyFor, "retries", retries,
+		"soak", p.Soak, "offline grace", p.OfflineGrace, "window", windowText(p.Window), "pace", paceText(p), "sites", siteText(p.Sites), "rollback", rollbackText(p.Rollback),
+		"start at", p.StartAt, "approval", approval, "created", text(r.CreatedAt)+" by "+r.CreatedBy, "started", r.StartedAt, "ended", r.EndedAt)
+}
+
+func limitText(l api.Limit) string {
+	kinds := make([]string, len(l.Kinds))
+	for i, k := range l.Kinds {
+		kinds[i] = string(k)
+	}
+	what := first(strings.Join(kinds, " or "), "failures")
+	switch {
+	case l.Percent > 0 && l.Confidence > 0:
+		what = fmt.Sprintf("%d%% %s of %d at %d%% confidence", l.Percent, what, l.MinSample, l.Confidence)
+	case l.Percent > 0:
+		what = fmt.Sprintf("%d%% %s of %d", l.Percent, what, l.MinSample)
+	default:
+		what = fmt.Sprintf("%d %s", l.Count, what)
+	}
+	return what + ", then " + first(string(l.Then), "halt")
+}
+
+func windowText(w api.Window) string {
+	if w.Cron == "" {
+		return ""
+	}
+	zone := first(w.Zone, "UTC")
+	if w.ZoneLabel != "" {
+		zone += ", or the device's label " + w.ZoneLabel
+	}
+	return fmt.Sprintf("%s for %s, %s", w.Cron, w.Length, zone)
+}
+
+func paceText(p api.Plan) string {
+	var out []string
+	if p.Pace.Base > 0 {
+		out = append(out, fmt.Sprintf("%d a minute, times %g after each %s", p.Pace.Base, p.Pace.Factor, many(p.Pace.Every, "success")))
+	}
+	if p.Pace.PerMinute > 0 {
+		out = append(out, fmt.Sprintf("at most %d a minute", p.Pace.PerMinute))
+	}
+	if p.BytesPerSecond > 0 {
+		out = append(out, size(p.BytesPerSecond)+"/s")
+	}
+	return strings.Join(out, ", ")
+}
+
+func siteText(s api.SiteBudget) string {
+	switch {
+	case s.Percent > 0:
+		return fmt.Sprintf("%d%% of each %s at once", s.Percent, s.Label)
+	case s.Count > 0:
+		return fmt.Sprintf("%d of each %s at once", s.Count, s.Label)
+	}
+	return ""
+}
+
+func rollbackText(b api.RollbackPlan) string {
+	if b.PreviousSlot {
+		return "to the image in the other slot"
+	}
+	if b.Version != "" {
+		return "to " + b.Version
+	}
+	return ""
+}
+
+// waiting says what a rollout waits for, at the server's time now.
+func waiting(r api.Rollout, now time.Time) string {
+	var st api.RolloutStage
+	if r.Stage > 0 && r.Stage <= len(r.Stages) {
+		st = r.Stages[r.Stage-1]
+	}
+	soak, _ := time.ParseDuration(r.Plan.Soak)
+	switch {
+	case r.State == api.RolloutStateScheduled:
+		return "for its start at " + text(r.Plan.StartAt)
+	case r.State == api.RolloutStateDraft && r.Plan.Approval && r.Approved.By == "":
+		return "for somebody else than " + r.CreatedBy + " to approve it"
+	case r.State != api.RolloutStateRunning:
+		return ""
+	case !st.HeldAt.IsZero():
+		return fmt.Sprintf("held at the end of stage %d: muster rollout advance %s", r.Stage, r.ID)
+	case !st.DoneAt.IsZero() && r.Counts["pending"]+r.Counts["waiting"] > 0 && r.Stage == len(r.Stages):
+		return "for " + many(r.Counts["pending"]+r.Counts["waiting"], "device") + " that are offline"
+	case !st.DoneAt.IsZero() && st.DoneAt.Add(soak).After(now):
+		return fmt.Sprintf("stage %d soaks for another %s", r.Stage, about(st.DoneAt.Add(soak).Sub(now)))
+	case r.WindowShut:
+		return "for its window"
+	case r.NextGrant.After(now.Add(time.Second)):
+		return "for its pace: the next offer is in " + about(r.NextGrant.Sub(now))
+	}
+	return ""
 }
 
 func (a *app) printStages(r api.Rollout) {
@@ -183,15 +359,17 @@ func (a *app) printStages(r api.Rollout) {
 	t.print()
 }
 
-func stageName(s api.RolloutStage) string {
-	what := fmt.Sprint(s.Count)
-	if s.Percent > 0 {
-		what = fmt.Sprintf("%d%%", s.Percent)
+func stageName(s api.RolloutStage) string { return stageTitle(s.Number, s.Name, s.Count, s.Percent) }
+
+func stageTitle(number int, name string, count, percent int) string {
+	what := fmt.Sprint(count)
+	if percent > 0 {
+		what = fmt.Sprintf("%d%%", percent)
 	}
-	if s.Name != "" {
-		what += " " + s.Name
+	if name != "" {
+		what += " " + name
 	}
-	return fmt.Sprintf("%d: %s", s.Number, what)
+	return fmt.Sprintf("%d: %s", number, what)
 }
 
 func stageState(r api.Rollout, s api.RolloutStage) cell {
@@ -200,6 +378,10 @@ func stageState(r api.Rollout, s api.RolloutStage) cell {
 		return cell{"done", green}
 	case s.OpenedAt.IsZero():
 		return cell{"to come", dim}
+	case !s.HeldAt.IsZero():
+		return cell{"held", yellow}
+	case !s.DoneAt.IsZero() && s.Number == len(r.Stages) && r.Counts["pending"]+r.Counts["waiting"] > 0:
+		return cell{"offline devices", yellow}
 	case !s.DoneAt.IsZero():
 		return cell{"soaking", yellow}
 	case r.State != api.RolloutStateRunning:
@@ -227,9 +409,12 @@ func (a *app) rolloutDevices() *cobra.Command {
 				a.ui.note("no devices")
 				return
 			}
-			t := a.ui.table("DEVICE", "STATE", "STAGE", "LOADED", "SINCE", "WHY")
+			t := a.ui.table("DEVICE", "STATE", "STAGE", "TRIES", "LOADED", "SINCE", "WHY")
 			for _, j := range js {
 				stage, loaded, why := "", "", j.Cause
+				if j.State == "waiting" && why == "" {
+					why = j.Last
+				}
 				if j.Stage > 0 {
 					stage = fmt.Sprint(j.Stage)
 				}
@@ -239,7 +424,17 @@ func (a *app) rolloutDevices() *cobra.Command {
 				if j.Text != "" {
 					why += ": " + j.Text
 				}
-				t.row(j.Device, cell{string(j.State), stateShade(string(j.State))}, stage, loaded, a.ui.ago(j.StateAt), why)
+				tries := ""
+				if j.Attempts > 0 {
+					tries = fmt.Sprint(j.Attempts)
+				}
+				if j.Floor != "" {
+					why = "takes " + j.Floor + " first"
+				}
+				if !j.RetryAt.IsZero() && j.State == "waiting" {
+					why += ", tried again " + a.ui.ago(j.RetryAt)
+				}
+				t.row(j.Device, cell{string(j.State), stateShade(string(j.State))}, stage, tries, loaded, a.ui.ago(j.StateAt), why)
 			}
 			t.print()
 		})

@@ -27,6 +27,7 @@ type ui struct {
 	colour   bool
 	json     bool // --output json
 	width    int  // of the terminal, columns
+	size     func() (width, height int)
 	now      func() time.Time
 }
 
@@ -75,9 +76,9 @@ func stateShade(state string) shade {
 	switch state {
 	case "online", "active", "running", "succeeded", "completed", "approved", "clean":
 		return green
-	case "failed", "rolled-back", "timed-out", "halted", "aborted", "revoked", "disabled", "expired", "denied":
+	case "failed", "rejected", "rolled-back", "timed-out", "went-dark", "halted", "aborted", "revoked", "disabled", "expired", "denied":
 		return red
-	case "halting", "paused", "waiting", "cancelled", "superseded":
+	case "halting", "rolling-back", "paused", "scheduled", "waiting", "cancelled", "superseded":
 		return yellow
 	case "offline", "pending", "skipped", "draft", "intended":
 		return dim
@@ -278,7 +279,10 @@ func size(n int64) string {
 	case n < 1<<20:
 		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 	}
-	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	if n < 10<<30 {
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 }
 
 // bar draws part of whole, width columns wide.
