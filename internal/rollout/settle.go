@@ -98,8 +98,10 @@ func (s *step) react(then Reaction, code Code, text string) {
 
 // look notes when the window opens and closes, and takes times back that a clock ahead of itself has set.
 func (s *step) look() {
-	if n := s.r.NextGrant; n.After(s.at.Add(max(s.r.Interval(), burst))) {
-		s.r.NextGrant, s.dirty = zero, true
+	// A pace that has grown, or a clock that was set back: nobody waits longer than the pace of now demands.
+	if n, most := s.r.NextGrant, s.at.Add(max(s.r.Interval(), burst)); n.After(most) {
+		s.r.NextGrant, s.dirty = most, true
+		s.wakeAt(most)
 	} else if n.After(s.at) && s.r.Total.Open() > 0 {
 		s.wakeAt(n)
 	}
