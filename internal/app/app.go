@@ -34,6 +34,7 @@ import (
 	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/recovery"
+	"muster/internal/rollout"
 	"muster/internal/store/bolt"
 	"muster/internal/uplink"
 	"muster/internal/wire"
@@ -169,6 +170,8 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Update:        update(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
 		View:          view(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
 		PresenceKnown: a.presenceKnown, Committed: func() { a.pump.Kick() }, Log: log,
+		Approval: c.Rollouts.Approval, Refusal: a.index.LastRefusal,
+		Penalty: rollout.PenaltyRule{Failures: c.Rollouts.PenaltyFailures, Within: c.Rollouts.PenaltyWithin, For: c.Rollouts.PenaltyFor},
 	})
 	a.catalog = ota.New(ota.Config{
 		Update: update(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),

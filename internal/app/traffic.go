@@ -473,6 +473,7 @@ func (q quarantine) DropQuarantined(ctx context.Context, at time.Time, seq uint6
 // registerMetrics shows what the parts count.
 func (a *App) registerMetrics() {
 	m := a.metrics
+	m.Registry().MustRegister(rolloutCounts{a.dispatch.List})
 	m.Counter("muster_reports_stored_total", "Messages of devices that were stored.", func() float64 { n, _ := a.intake.Counts(); return float64(n) })
 	m.Counter("muster_reports_quarantined_total", "Messages of devices that could not be handled.", func() float64 { _, n := a.intake.Counts(); return float64(n) })
 	m.Counter("muster_messages_sent_total", "Messages to devices that the broker confirmed.", func() float64 { n, _ := a.pump.Counts(); return float64(n) })

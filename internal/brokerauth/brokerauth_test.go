@@ -316,6 +316,47 @@ func TestRefusalsAreReported(t *testing.T) {
 }
 
 // TestASlowReporterDelaysNobody holds the reporter while more refusals come than can wait.
+func TestTheLastRefusalIsKeptForKnownDevicesOnly(t *testing.T) {
+	x := index(record("dev1", "1001"))
+	s := server(t, brokerauth.Config{Index: x})
+	if _, _, ok := x.LastRefusal("dev1"); ok {
+		t.Error("a refusal before the first question")
+	}
+	begin := time.Now()
+	ask(s, "/user", certUser)                                                                   // allowed
+	ask(s, "/user", strings.ReplaceAll(certUser, "dev1", "dev9"))                               // nobody
+	ask(s, "/user", strings.Replace(certUser, "1001", "1002", 1))                               // another certificate
+	ask(s, "/topic", strings.Replace(certWrite, "routing_key=d.dev1", "routing_key=d.dev2", 1)) // the last
+	why, at, ok := x.LastRefusal("dev1")
+	if !ok || why != "other-device: it used a topic of another device" || at.Before(begin) || at.After(time.Now()) {
+		t.Errorf("%q %v %v", why, at, ok)
+	}
+	if why, _, ok := x.LastRefusal("dev9"); ok {
+		t.Errorf("a device that does not exist: %q", why)
+	}
+	x.Delete("dev1")
+	x.Put(record("dev1", "1001"))
+	if _, _, ok := x.LastRefusal("dev1"); ok {
+		t.Error("it is kept for a device that was removed")
+	}
+	// However many are refused, what is kept is bounded.
+	const fleetSize = 300_000
+	for i := range fleetSize {
+		id := fleet.DeviceID(fmt.Sprint("d", i))
+		x.Put(record(id, "1001"))
+		x.Note(id, "password-wrong", begin)
+	}
+	kept := 0
+	for i := range fleetSize {
+		if _, _, ok := x.LastRefusal(fleet.DeviceID(fmt.Sprint("d", i))); ok {
+			kept++
+		}
+	}
+	if kept > 256*1024 || kept < 200_000 {
+		t.Errorf("%d refusals are kept", kept)
+	}
+}
+
 func TestASlowReporterDelaysNobody(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	release := make(chan struct{})

@@ -111,6 +111,9 @@ func (s *Server) decide(kind admission.Kind, r *http.Request, at time.Time) admi
 	}
 	s.metrics.count(kind, d.Reason)
 	if !d.Allow && !silent {
+		if d.Device != "" {
+			s.index.note(d.Device, d.Reason, at)
+		}
 		vhost := q.Vhost
 		if vhost != wire.VhostDevices && vhost != wire.VhostFallback {
 			vhost = ""

@@ -25,6 +25,7 @@ type Index struct {
 type shard struct {
 	mu      sync.RWMutex
 	records map[fleet.DeviceID]*admission.Record
+	refused map[fleet.DeviceID]refused
 }
 
 // NewIndex returns an empty Index, which admits nobody.
@@ -54,6 +55,7 @@ func (x *Index) Delete(id fleet.DeviceID) {
 	s := x.shard(id)
 	s.mu.Lock()
 	delete(s.records, id)
+	delete(s.refused, id)
 	s.mu.Unlock()
 }
 

@@ -19,6 +19,7 @@ type Config struct {
 	Certificates Certificates `koanf:"certificates"`
 	Recovery     Recovery     `koanf:"recovery"`
 	Firmware     Firmware     `koanf:"firmware"`
+	Rollouts     Rollouts     `koanf:"rollouts"`
 	Uplink       Uplink       `koanf:"uplink"`
 }
 
@@ -102,6 +103,14 @@ type Recovery struct {
 	LoginsPerMinute int     `koanf:"logins_per_minute"` // failed password logins of one device name
 }
 
+// Rollouts is the policy for all rollouts.
+type Rollouts struct {
+	Approval        bool          `koanf:"approval"`         // each must be approved by somebody else than its creator
+	PenaltyFailures int           `koanf:"penalty_failures"` // failed attempts of a device that bring a penalty; 0: none
+	PenaltyWithin   time.Duration `koanf:"penalty_within"`   // in which they happen
+	PenaltyFor      time.Duration `koanf:"penalty_for"`      // how long no rollout offers it anything
+}
+
 // Firmware bounds what may be published.
 type Firmware struct {
 	MaxImage       int64 `koanf:"max_image"`        // bytes
@@ -139,6 +148,7 @@ func Default() Config {
 		},
 		Recovery: Recovery{NewKeys: "approve", PerDeviceHour: 12, PerSecond: 20, LoginsPerMinute: 10},
 		Firmware: Firmware{MaxImage: 16 << 20},
+		Rollouts: Rollouts{PenaltyFailures: 3, PenaltyWithin: 24 * time.Hour, PenaltyFor: 24 * time.Hour},
 		Uplink:   Uplink{Batch: 512, Linger: 5 * time.Millisecond},
 	}
 }

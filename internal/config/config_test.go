@@ -65,6 +65,7 @@ func TestValuesOutOfRangeAreRefused(t *testing.T) {
 		"broker.fleet_size=0", "certificates.lifetime=1s", "certificates.lifetime=999999h", "certificates.sweep=0s", "certificates.renew_schedule=often",
 		"certificates.renew_schedule=* * * * * *", "recovery.new_keys=maybe", "recovery.per_second=0", "recovery.per_second=-1", "firmware.max_image=1",
 		"uplink.batch=0", "uplink.linger=-1s", "certificates.grace=-1h", "certificates.renew_limit=0", "tls.broker_auth=true",
+		"rollouts.penalty_failures=-1", "rollouts.penalty_failures=101", "rollouts.penalty_within=0s", "rollouts.penalty_for=9999h", "rollouts.approval=maybe",
 	} {
 		if _, err := config.Load("", nil, []string{set}); err == nil {
 			t.Errorf("%s was accepted", set)

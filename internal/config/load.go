@@ -257,6 +257,9 @@ func (c *Config) validate() Errors {
 	say(c.Recovery.LoginsPerMinute >= 1, "recovery.logins_per_minute", "wants at least 1")
 	say(c.Firmware.MaxImage >= 1024 && c.Firmware.MaxImage <= 1<<30, "firmware.max_image", "wants 1024 to 1073741824 bytes")
 	say(c.Firmware.BytesPerSecond == 0 || c.Firmware.BytesPerSecond >= 4096, "firmware.bytes_per_second", "wants 0 (no limit), or at least 4096")
+	say(c.Rollouts.PenaltyFailures >= 0 && c.Rollouts.PenaltyFailures <= 100, "rollouts.penalty_failures", "wants 0 (no penalty) to 100")
+	between(c.Rollouts.PenaltyWithin, time.Minute, 90*24*time.Hour, "rollouts.penalty_within")
+	between(c.Rollouts.PenaltyFor, time.Minute, 90*24*time.Hour, "rollouts.penalty_for")
 	say(c.Uplink.Batch >= 1 && c.Uplink.Batch <= 10_000, "uplink.batch", "wants 1 to 10000")
 	between(c.Uplink.Linger, 0, time.Second, "uplink.linger")
 	return errs
