@@ -481,6 +481,8 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("renewCertificates", "POST", "/certificates/renewals", `{"devices":["d000"]}`)
 	do("revokeCertificate", "POST", "/certificates/"+cert.Serial+"/revocation", `{}`)
 	do("addSigningKey", "POST", "/firmware/keys", api.NewSigningKey{PublicKey: pub})
+	do("setFloor", "PUT", "/firmware/releases/lamp/1.0.0/floor", `{}`)
+	do("clearFloor", "DELETE", "/firmware/releases/lamp/1.0.0/floor", nil)
 	do("createRollout", "POST", "/rollouts", plan("r1"))
 	for _, verb := range []string{"start", "pause", "resume", "abort"} {
 		do(verb+"Rollout", "POST", "/rollouts/r1/"+verb, nil)
