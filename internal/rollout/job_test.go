@@ -526,3 +526,22 @@ func TestJSON(t *testing.T) {
 		t.Errorf("%v %s", err, b)
 	}
 }
+
+// What a device said about one attempt does not count for the next one, however late it comes.
+func TestReportsOfTheAttemptBefore(t *testing.T) {
+	w := begun(t, 1, percent(100).with(func(p *Plan) { p.Retries, p.RetryBackoff = 2, time.Minute }))
+	d := w.offer(1)[0]
+	w.fail(d)
+	said := w.at
+	w.pass(2 * time.Minute)
+	w.ask(d)
+	for _, late := range []Report{ReportFailed, ReportDownloading, ReportInstalled} {
+		w.must(Reported{At: said, Device: d, Report: late})
+		w.wantJob(d, Offered)
+	}
+	w.report(d, ReportVerifying, 0) // no attempt begins with this
+	w.wantJob(d, Offered)
+	w.report(d, ReportAccepted, 0)
+	w.report(d, ReportInstalled, 0)
+	w.wantJob(d, Installed)
+}

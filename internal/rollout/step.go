@@ -315,6 +315,8 @@ func (s *step) report(jobs []Job, ev Reported) {
 	}
 	place, percent := reports[j.Report].place, min(max(ev.Percent, j.Percent), 100)
 	switch {
+	case j.Attempts > 1 && (s.at.Before(j.GrantedAt) || j.State == Offered && to.cause == "" && to.place >= reports[ReportInstalled].place):
+		return // a word about the attempt before: a job has one name for all of them
 	case j.State == Verifying && (to.cause == "" || !j.State.CanGo(to.to)):
 		return // a session has said more
 	case to.cause != "":
