@@ -107,7 +107,7 @@ func New(c Config) *API {
 // Budget returns how many bytes of images are promised to downloads under a budget and not sent yet, and how many downloads
 // were sent away because of it.
 func (a *API) Budget() (backlog int64, refused uint64) {
-	return a.pace.backlog(), a.pace.refused.Load()
+	return a.pace.backlog(time.Now()), a.pace.refused.Load()
 }
 
 // Server is one listener's HTTP server.

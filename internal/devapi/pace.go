@@ -22,6 +22,7 @@ const (
 	minPiece   = 1 << 10          // bytes
 	maxBacklog = 30 * time.Second // of bytes promised to others; a download that would have to wait longer is sent away
 	resumeMore = 4                // a download that has begun may wait so many times longer
+	maxAway    = 15 * time.Minute // nobody is sent away for longer, its jitter apart
 	forgetIdle = time.Minute      // a budget that nobody used for so long is full again, and is forgotten
 )
 
@@ -34,25 +35,30 @@ type pacer struct {
 	by map[fleet.RolloutID]*share // guarded by mu
 }
 
-// share is one budget. What is promised to requests that are under way and not sent yet is its backlog.
+// share is one budget and the downloads that keep to it.
 type share struct {
 	per   int64 // bytes per second
 	lim   *rate.Limiter
 	piece int
 
-	backlog atomic.Int64
-	users   int       // guarded by pacer.mu
-	used    time.Time // guarded by pacer.mu
+	under map[*download]bool // under way; guarded by pacer.mu
+	used  time.Time          // guarded by pacer.mu
 }
 
 func newShare(per int64) *share {
 	piece := int(min(max(per/4, minPiece), maxPiece))
-	return &share{per: per, lim: rate.NewLimiter(rate.Limit(per), max(piece, int(min(per/2, 1<<30)))), piece: piece}
+	return &share{
+		per: per, lim: rate.NewLimiter(rate.Limit(per), max(piece, int(min(per/2, 1<<30)))), piece: piece, under: map[*download]bool{},
+	}
 }
 
-// wait returns how long the bytes that are promised take.
-func (s *share) wait() time.Duration {
-	return time.Duration(float64(s.backlog.Load()) / float64(s.per) * float64(time.Second))
+// backlog returns the bytes that the downloads under way will want within maxBacklog, judged by how fast they took what they
+// got: a device on a slow line must not keep others out of a budget that it does not use.
+func (s *share) backlog(at time.Time) (n int64) {
+	for d := range s.under {
+		n += d.wants(at)
+	}
+	return n
 }
 
 // newPacer returns a pacer with a budget for the whole server, in bytes per second; 0: none.
@@ -67,23 +73,42 @@ func newPacer(per int64) *pacer {
 // download is one response under the budgets that it has to keep to.
 type download struct {
 	p      *pacer
-	name   fleet.RolloutID
 	shares []*share
-	left   int64 // promised bytes that were not sent yet
 	piece  int
+	began  time.Time
+
+	size int64
+	sent atomic.Int64
+	idle atomic.Int64 // nanoseconds that it waited for a budget: not the device's fault
+}
+
+// newcomer is how long a download is taken to want all of its bytes at once.
+const newcomer = 5 * time.Second
+
+// wants returns how many bytes d will take within maxBacklog.
+func (d *download) wants(at time.Time) int64 {
+	left := max(d.size-d.sent.Load(), 0)
+	took := at.Sub(d.began) - time.Duration(d.idle.Load())
+	if at.Sub(d.began) < newcomer || took <= 0 {
+		return left
+	}
+	return min(left, int64(float64(d.sent.Load()+int64(d.piece))/took.Seconds()*maxBacklog.Seconds()))
 }
 
 // enter promises n bytes to a download. A nil download keeps to no budget. With a backlog that is too long it is refused:
-// again is when it should be tried again.
+// again is when it should be tried again. What has no body (HEAD, 304, 416) costs nothing and is never refused.
 func (p *pacer) enter(g ota.Grant, n int64, at time.Time) (d *download, again time.Duration) {
+	if n == 0 {
+		return nil, 0
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name, s := range p.by {
-		if s.users == 0 && at.Sub(s.used) > forgetIdle {
+		if len(s.under) == 0 && at.Sub(s.used) > forgetIdle {
 			delete(p.by, name)
 		}
 	}
-	d = &download{p: p, left: n, piece: maxPiece}
+	d = &download{p: p, size: n, piece: maxPiece, began: at}
 	if p.all != nil {
 		d.shares = append(d.shares, p.all)
 	}
@@ -93,7 +118,7 @@ func (p *pacer) enter(g ota.Grant, n int64, at time.Time) (d *download, again ti
 			s = newShare(g.BytesPerSecond)
 			p.by[g.Rollout] = s
 		}
-		d.shares, d.name = append(d.shares, s), g.Rollout
+		d.shares = append(d.shares, s)
 	}
 	if len(d.shares) == 0 {
 		return nil, 0
@@ -103,18 +128,17 @@ func (p *pacer) enter(g ota.Grant, n int64, at time.Time) (d *download, again ti
 		limit *= resumeMore
 	}
 	for _, s := range d.shares {
-		if w := s.wait(); w > limit {
+		if w := time.Duration(float64(s.backlog(at)) / float64(s.per) * float64(time.Second)); w > limit {
 			again = max(again, w)
 		}
 	}
 	if again > 0 {
 		p.refused.Add(1)
-		return nil, again
+		return nil, min(again, maxAway)
 	}
 	for _, s := range d.shares {
-		s.users++
+		s.under[d] = true
 		s.used = at
-		s.backlog.Add(n)
 		d.piece = min(d.piece, s.piece)
 	}
 	return d, 0
@@ -125,38 +149,34 @@ func (d *download) leave(at time.Time) {
 	d.p.mu.Lock()
 	defer d.p.mu.Unlock()
 	for _, s := range d.shares {
-		s.users--
+		delete(s.under, d)
 		s.used = at
-		s.backlog.Add(-d.left)
 	}
-	d.left = 0
 }
 
 // take waits until n bytes, at most a piece, may be sent. The wait begins when the device has taken what came before, so a
 // slow device holds nothing that others could use.
 func (d *download) take(ctx context.Context, n int) error {
+	began := time.Now()
 	for _, s := range d.shares {
 		if err := s.lim.WaitN(ctx, n); err != nil {
 			return err
 		}
 	}
-	paid := min(int64(n), d.left)
-	d.left -= paid
-	for _, s := range d.shares {
-		s.backlog.Add(-paid)
-	}
+	d.idle.Add(int64(time.Since(began)))
+	d.sent.Add(int64(n))
 	return nil
 }
 
 // backlog returns the bytes that are promised and not sent, over all budgets.
-func (p *pacer) backlog() (n int64) {
+func (p *pacer) backlog(at time.Time) (n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.all != nil {
-		return p.all.backlog.Load()
+		return p.all.backlog(at)
 	}
 	for _, s := range p.by {
-		n += s.backlog.Load()
+		n += s.backlog(at)
 	}
 	return n
 }

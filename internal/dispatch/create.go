@@ -112,7 +112,7 @@ func floorsBelow(tx Tx, rel firmware.Release) ([]rollout.Release, error) {
 	slices.SortFunc(floors, func(a, b firmware.Release) int { return a.Version.Compare(b.Version) })
 	var out []rollout.Release
 	for _, f := range floors {
-		out = append(out, rollout.Release{Product: f.Product, Version: string(f.Version), Image: f.ImageHash, Size: f.Size})
+		out = append(out, rollout.Release{Product: f.Product, Version: string(f.Version), Image: f.ImageHash, Size: f.Size, Chip: f.Chip})
 	}
 	return out, nil
 }

@@ -51,19 +51,24 @@ func (d *Dispatcher) fits(tx Tx, r rollout.Rollout, j rollout.Job, dev fleet.Dev
 	return fitness{code: string(code), why: why, size: rel.Size}, nil
 }
 
-// nextFloor returns the number, from 1, of the first floor above what f runs; 0 if there is none. A version without an
-// order (a developer's build) passes no floor: only the release's own minimum judges it.
+// nextFloor returns the number, from 1, of the first floor above what f runs; 0 if there is none. A floor for another chip
+// is none. A version without an order (a developer's build) passes no floor: only the release's own minimum judges it.
 func nextFloor(floors []rollout.Release, f firmware.Device) int {
 	runs, err := firmware.ParseVersion(f.Version)
 	if err != nil {
 		return 0
 	}
 	for i, floor := range floors {
-		if firmware.Version(floor.Version).Compare(runs) > 0 {
+		if concerns(floor, f) && firmware.Version(floor.Version).Compare(runs) > 0 {
 			return i + 1
 		}
 	}
 	return 0
+}
+
+// concerns reports whether a floor is for the chip of a device. One that did not name its chip has to prove that it is not.
+func concerns(floor rollout.Release, f firmware.Device) bool {
+	return floor.Chip == "" || f.Chip == "" || firmware.SameChip(floor.Chip, f.Chip)
 }
 
 // previousFits guards the way back to the other slot by what the device says is in it.

@@ -173,6 +173,9 @@ func (c *counter) judge(j rollout.Job, dev fleet.Device, s fleet.Status) error {
 	}
 	// It goes through every floor from the first one on, and then takes the release.
 	for _, floor := range r.Floors[f.floor-1:] {
+		if !concerns(floor, fitOf(dev, s)) {
+			continue
+		}
 		c.p.Floors[floor.Version]++
 		c.p.Bytes += floor.Size
 	}

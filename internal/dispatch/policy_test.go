@@ -247,6 +247,19 @@ func TestAFloorIsTakenFirst(t *testing.T) {
 	}
 }
 
+// A floor of another chip is no floor.
+func TestAFloorOfAnotherChipIsNone(t *testing.T) {
+	w := open(t, storetest.Open(t), nil)
+	w.fleet(1, 1)
+	w.change("d0", func(_ *fleet.Device, s *fleet.Status) { s.Chip = "ESP32-S3" })
+	w.release("1.0.4", midImage, func(r *firmware.Release) { r.Floor, r.Chip = true, "esp32" })
+	w.make(dispatch.Spec{ID: "r", Plan: atOnce()})
+	w.pass(time.Second)
+	if j := w.job("r", "d0"); j.State != rollout.Offered || j.Floor != 0 {
+		t.Errorf("%s, floor %d: %s", j.State, j.Floor, j.Cause.Text)
+	}
+}
+
 func TestOlderReleasesNeedAWord(t *testing.T) {
 	w := open(t, storetest.Open(t), nil)
 	w.fleet(1, 1)

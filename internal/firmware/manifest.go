@@ -107,6 +107,9 @@ func (m Manifest) Validate() error {
 	return nil
 }
 
+// SameChip reports whether two names are of one chip, in esptool's words or ESP-IDF's.
+func SameChip(a, b string) bool { return chipName(a) == chipName(b) }
+
 // chipName returns s as muster compares chips: esptool's "ESP32-S3" and ESP-IDF's "esp32s3" are one chip. What is
 // neither letter, digit nor separator is dropped.
 func chipName(s string) string {

@@ -39,7 +39,7 @@ func (c *Catalog) Granted(ctx context.Context, device fleet.DeviceID, name strin
 		if err != nil {
 			return err
 		}
-		found = Grant{Release: rel, Rollout: r.ID, BytesPerSecond: r.Plan.BytesPerSecond, Begun: job.Percent > 0}
+		found = Grant{Release: rel, Rollout: r.ID, BytesPerSecond: r.Plan.BytesPerSecond, Begun: job.Percent > 0 || job.State == rollout.Downloading}
 		return nil
 	})
 	return found, err
@@ -96,8 +96,9 @@ func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payl
 	if offer.Spread, err = c.spread(tx, job, rel.Size); err != nil {
 		return nil, false, err
 	}
-	payload = wire.Encode(offer)
-	if room := wire.Budget(wire.DownTopic(device, wire.DownOTA), status.Buffer); len(payload) > room {
+	room := wire.Budget(wire.DownTopic(device, wire.DownOTA), status.Buffer)
+	payload = offer.Within(room)
+	if len(payload) > room {
 		return nil, false, fleet.Coded(fleet.Unprocessable, "buffer_too_small",
 			"the offer has %d bytes and the device can take %d; use a shorter rollout id or version, or a larger receive buffer (buf in its hello)", len(payload), room)
 	}
@@ -118,5 +119,5 @@ func (c *Catalog) spread(tx Tx, job rollout.Job, size int64) (int, error) {
 	if budget == 0 {
 		return 0, nil
 	}
-	return int(min(int64(r.Total.InFlight()-1)*size/budget, wire.MaxSpread)), nil
+	return int(min(int64(max(r.Total.InFlight()-1, 0))*size/budget, wire.MaxSpread)), nil
 }

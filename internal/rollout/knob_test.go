@@ -67,7 +67,7 @@ var knobs = map[string]knob{
 	"Pace.Base":           {plan: paced(Pace{PerMinute: 600}), set: func(p *Plan) { p.Pace.Base, p.Pace.Factor, p.Pace.Every = 1, 2, 1 }, story: grantsNow},
 	"Pace.Factor":         {plan: paced(Pace{Base: 1, Factor: 2, Every: 1}), set: func(p *Plan) { p.Pace.Factor = 100 }, story: growing},
 	"Pace.Every":          {plan: paced(Pace{Base: 1, Factor: 100, Every: 1}), set: func(p *Plan) { p.Pace.Every = 1000 }, story: growing},
-	"Plan.BytesPerSecond": {set: func(p *Plan) { p.BytesPerSecond = 1 }, story: grantsNow},
+	"Plan.BytesPerSecond": {set: func(p *Plan) { p.BytesPerSecond = 4096 }, story: grantsNow},
 	"Plan.Sites":          {set: func(p *Plan) { p.Sites = SiteBudget{Label: "site", Count: 1} }, story: grantsNow},
 	"SiteBudget.Label":    {elsewhere: "internal/dispatch fills the sites by it: TestASiteKeepsMostOfItsDevices"},
 	"SiteBudget.Count":    {plan: sites(SiteBudget{Label: "site", Count: 1}), set: func(p *Plan) { p.Sites.Count = 2 }, story: grantsNow},
@@ -264,7 +264,7 @@ func TestEveryFieldOfAPlanChangesSomething(t *testing.T) {
 				return text
 			}
 			r := release
-			r.Size = 1000
+			r.Size = 1 << 20
 			w := begunWith(t, r, max(k.n, 10), p)
 			return k.story(w)
 		}

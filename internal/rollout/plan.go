@@ -25,6 +25,8 @@ const (
 	MaxLimits       = 20
 	MaxPerMinute    = 1_000_000 // grants
 	MaxFactor       = 100
+
+	MinBytesPerSecond = 4096
 )
 
 // Defaults of a plan, see Plan.WithDefaults.
@@ -266,8 +268,8 @@ func (p Plan) validateFields() error {
 	case (s.Count > 0) == (s.Percent > 0) || s.Count < 0 || s.Count > MaxTargets || s.Percent < 0 || s.Percent > 100:
 		return invalid("sites: set exactly one of count (1 to %d) and percent (1 to 100)", MaxTargets)
 	}
-	if p.BytesPerSecond < 0 {
-		return invalid("bytes_per_second is %d; use 0 (no limit) or more", p.BytesPerSecond)
+	if p.BytesPerSecond < 0 || p.BytesPerSecond > 0 && p.BytesPerSecond < MinBytesPerSecond {
+		return invalid("bytes_per_second is %d; use 0 (no limit), or at least %d", p.BytesPerSecond, MinBytesPerSecond)
 	}
 	if err := p.validateHealth(); err != nil {
 		return err

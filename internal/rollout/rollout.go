@@ -70,6 +70,7 @@ type Release struct {
 	Version string          `json:"version"`
 	Image   fleet.Hash      `json:"image,omitzero"` // the hash by which a running image names itself in hello; empty with PreviousSlot
 	Size    int64           `json:"size,omitzero"`  // bytes to download; 0: unknown
+	Chip    string          `json:"chip,omitzero"`  // of a floor: the only one that has to take it; empty: every one
 }
 
 // StageStatus is what has become of one stage of the plan.
