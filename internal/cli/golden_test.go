@@ -162,7 +162,7 @@ func TestRates(t *testing.T) {
 	if o, s, ok := p.rates(counts(50, 40), at(60), at(60)); !ok || o != 30 || s != 30 {
 		t.Errorf("%v %v %v", o, s, ok)
 	}
-	if got := p.text(counts(50, 40), at(60), at(60)); got != "30 offered, 30 succeeded a minute; about 1m40s left at this rate, soaks aside" {
+	if got := p.text(counts(50, 40), at(60), at(60)); got != "30/min offered, 30/min succeeded, about 1m40s left" {
 		t.Errorf("%q", got)
 	}
 	if _, s, _ := p.rates(counts(50, 40), at(240), at(240)); s != 0 { // nothing for two minutes
@@ -201,6 +201,28 @@ func TestRolloutTexts(t *testing.T) {
 			{Code: "offline", Text: "it is offline since 2030-01-02 11:00:00 UTC (1h0m0s ago)", Blocking: true}, {Code: "next", Text: "rollout spring (1.1.0): it is among the next\x1b[2J"},
 		}})
 	})
+}
+
+// The plans that docs/rollouts.md shows are good for --plan.
+func TestThePlansOfTheDocumentsAreRead(t *testing.T) {
+	page, err := os.ReadFile("../../docs/rollouts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for part := range strings.SplitSeq(string(page), "```json\n") {
+		text, _, whole := strings.Cut(part, "```")
+		if !whole || !strings.HasPrefix(text, "{") {
+			continue
+		}
+		n++
+		if p, err := (&app{env: Env{Stdin: strings.NewReader(text)}}).readPlan("-"); err != nil || len(p.Stages) == 0 {
+			t.Errorf("%v in\n%s", err, text)
+		}
+	}
+	if n < 3 {
+		t.Errorf("%d plans were found", n)
+	}
 }
 
 func TestSmallLanguages(t *testing.T) {

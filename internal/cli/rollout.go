@@ -340,7 +340,7 @@ func waiting(r api.Rollout, now time.Time) string {
 	case !st.HeldAt.IsZero():
 		return fmt.Sprintf("held at the end of stage %d: muster rollout advance %s", r.Stage, r.ID)
 	case !st.DoneAt.IsZero() && r.Counts["pending"]+r.Counts["waiting"] > 0 && r.Stage == len(r.Stages):
-		return "for " + many(r.Counts["pending"]+r.Counts["waiting"], "device") + " that are offline"
+		return "for " + many(r.Counts["pending"]+r.Counts["waiting"], "offline device")
 	case !st.DoneAt.IsZero() && st.DoneAt.Add(soak).After(now):
 		return fmt.Sprintf("stage %d soaks for another %s", r.Stage, about(st.DoneAt.Add(soak).Sub(now)))
 	case r.WindowShut:
@@ -378,14 +378,14 @@ func stageState(r api.Rollout, s api.RolloutStage) cell {
 		return cell{"done", green}
 	case s.OpenedAt.IsZero():
 		return cell{"to come", dim}
+	case r.State != api.RolloutStateRunning:
+		return cell{string(r.State), stateShade(string(r.State))}
 	case !s.HeldAt.IsZero():
 		return cell{"held", yellow}
 	case !s.DoneAt.IsZero() && s.Number == len(r.Stages) && r.Counts["pending"]+r.Counts["waiting"] > 0:
 		return cell{"offline devices", yellow}
 	case !s.DoneAt.IsZero():
 		return cell{"soaking", yellow}
-	case r.State != api.RolloutStateRunning:
-		return cell{string(r.State), stateShade(string(r.State))}
 	}
 	return cell{"open", plain}
 }

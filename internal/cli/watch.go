@@ -101,8 +101,8 @@ type follower struct {
 	id      string
 	every   time.Duration
 	say     func(news) bool // false: nobody listens any more
-	seen    string            // id of the last decision
-	decided int               // decisions told
+	seen    string          // id of the last decision
+	decided int             // decisions told
 	misses  int
 }
 

@@ -410,16 +410,17 @@ func (p *pace) rates(r api.Rollout, at, server time.Time) (offers, successes flo
 	return float64(last.offered-from.offered) / minutes, float64(last.success-from.success) / minutes, true
 }
 
-// text says how fast it goes, and how long it takes at that rate.
+// text says how fast it goes, and how long the rest takes at that rate; what stages soak comes on top.
 func (p *pace) text(r api.Rollout, at, server time.Time) string {
 	offers, successes, ok := p.rates(r, at, server)
 	if !ok || r.State != api.RolloutStateRunning {
 		return ""
 	}
-	line := fmt.Sprintf("%s offered, %s succeeded a minute", rate(offers), rate(successes))
+	line := fmt.Sprintf("%s/min offered, %s/min succeeded", rate(offers), rate(successes))
 	left := r.Counts["pending"] + r.Counts["waiting"] + r.InFlight
-	if left > 0 && successes > 0 {
-		line += "; about " + about(time.Duration(float64(left)/successes*float64(time.Minute))) + " left at this rate, soaks aside"
+	done := r.Stage > 0 && r.Stage <= len(r.Stages) && !r.Stages[r.Stage-1].DoneAt.IsZero()
+	if left > 0 && successes > 0 && !done { // a stage that soaks or waits has no rate
+		line += ", about " + about(time.Duration(float64(left)/successes*float64(time.Minute))) + " left"
 	}
 	return line
 }
