@@ -1,6 +1,7 @@
 package target
 
 import (
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -56,7 +57,16 @@ func TestEveryField(t *testing.T) {
 			}
 		}
 	}
+	doc, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	names, meanings := Fields()
+	for i, n := range names {
+		if !strings.Contains(string(doc), "| `"+n+"` | "+meanings[i]+" |\n") {
+			t.Errorf("docs/operations.md does not explain %s as %q", n, meanings[i])
+		}
+	}
 	if len(names) != 17 || len(meanings) != 17 {
 		t.Errorf("%d fields", len(names))
 	}
