@@ -294,6 +294,38 @@ type AuditList struct {
 	NextCursor string       `json:"next_cursor,omitempty,omitzero"`
 }
 
+// BulkReport defines model for BulkReport.
+type BulkReport struct {
+	// Changed Of those, how many were (or with dry_run would be) changed.
+	Changed int `json:"changed"`
+
+	// Count Devices that were chosen.
+	Count int `json:"count"`
+
+	// Sample The first of those that were chosen.
+	Sample []Label40 `json:"sample"`
+}
+
+// BulkUpdate Exactly one of where and devices is set.
+//
+// Examples: {"dry_run":true,"join":["early"],"where":"labels[\"site\"] == \"berlin\""}
+type BulkUpdate struct {
+	Devices []Label40 `json:"devices,omitempty,omitzero"`
+
+	// DryRun Change nothing; say how many would.
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// Join Groups that they are put into.
+	Join   Groups             `json:"join,omitempty,omitzero"`
+	Labels map[string]*string `json:"labels,omitempty,omitzero"`
+
+	// Leave Groups that they are taken out of.
+	Leave Groups `json:"leave,omitempty,omitzero"`
+
+	// Where A target expression.
+	Where string `json:"where,omitempty,omitzero"`
+}
+
 // Certificate Examples: {"active_at":"2030-01-02T08:00:00Z","by":"alice","device":"sensor-0001","intended_at":"2030-01-01T01:00:00Z","issued_at":"2030-01-01T01:00:00Z","key_sha256":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","not_after":"2030-04-01T00:00:00Z","not_before":"2030-01-01T00:00:00Z","serial":"5f2c0a1be4d98370","state":"active","via":"operator"}
 type Certificate struct {
 	ActiveAt time.Time `json:"active_at,omitempty,omitzero"`
@@ -401,6 +433,7 @@ type Device struct {
 
 	// FallbackPasswords How many fallback passwords work now.
 	FallbackPasswords int    `json:"fallback_passwords"`
+	Groups            Groups `json:"groups,omitempty,omitzero"`
 	Hardware          string `json:"hardware,omitempty,omitzero"`
 
 	// ID The form of ids of devices and products, and of names of tokens.
@@ -437,6 +470,9 @@ type Device struct {
 // DeviceImport defines model for DeviceImport.
 type DeviceImport struct {
 	Devices []NewDevice `json:"devices"`
+
+	// Update Give devices that exist the hardware, labels and groups of their line, instead of refusing them.
+	Update bool `json:"update,omitempty,omitzero"`
 }
 
 // DeviceImportReport Examples: {"created":24,"unchanged":1}
@@ -446,6 +482,9 @@ type DeviceImportReport struct {
 
 	// Unchanged Devices that existed with the same description.
 	Unchanged int `json:"unchanged"`
+
+	// Updated Devices that existed and were brought to their line.
+	Updated int `json:"updated,omitempty,omitzero"`
 }
 
 // DeviceList defines model for DeviceList.
@@ -454,10 +493,16 @@ type DeviceList struct {
 	NextCursor string   `json:"next_cursor,omitempty,omitzero"`
 }
 
-// DevicePatch Examples: {"labels":{"site":"hamburg","spare":null}}
+// DevicePatch Examples: {"join":["early"],"labels":{"site":"hamburg","spare":null}}
 type DevicePatch struct {
-	Hardware *string            `json:"hardware,omitempty"`
-	Labels   map[string]*string `json:"labels,omitempty,omitzero"`
+	Hardware *string `json:"hardware,omitempty"`
+
+	// Join Groups that it is put into.
+	Join   Groups             `json:"join,omitempty,omitzero"`
+	Labels map[string]*string `json:"labels,omitempty,omitzero"`
+
+	// Leave Groups that it is taken out of.
+	Leave Groups `json:"leave,omitempty,omitzero"`
 }
 
 // DeviceStatus What the device said of itself, and how it is connected.
@@ -546,6 +591,9 @@ type FloorMark struct {
 	// Why For those who wonder later.
 	Why string `json:"why,omitempty,omitzero"`
 }
+
+// Groups defines model for Groups.
+type Groups = []string
 
 // Health What a device must not do while it is verified (verify_for).
 //
@@ -684,6 +732,7 @@ type Limit struct {
 
 // NewDevice Examples: {"hardware":"rev-b","id":"sensor-0001","labels":{"site":"berlin"},"product":"sensor"}
 type NewDevice struct {
+	Groups   Groups `json:"groups,omitempty,omitzero"`
 	Hardware string `json:"hardware,omitempty,omitzero"`
 
 	// ID The form of ids of devices and products, and of names of tokens.
@@ -1428,6 +1477,32 @@ type Target struct {
 	Where Expression `json:"where,omitempty,omitzero"`
 }
 
+// TargetPreview defines model for TargetPreview.
+type TargetPreview struct {
+	// Count Devices that the expression chooses.
+	Count int `json:"count"`
+
+	// Online Of those, how many are connected.
+	Online int `json:"online"`
+
+	// Sample The first of those that are chosen, in id order.
+	Sample []Label40 `json:"sample"`
+
+	// Scanned Devices that were looked at.
+	Scanned int `json:"scanned"`
+}
+
+// TargetQuestion Examples: {"product":"sensor","where":"version_less(version, \"1.4.0\") \u0026\u0026 online"}
+type TargetQuestion struct {
+	// Product The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Product Label40 `json:"product,omitempty,omitzero"`
+
+	// Where A target expression.
+	Where string `json:"where"`
+}
+
 // Token defines model for Token.
 type Token struct {
 	CreatedAt time.Time `json:"created_at"`
@@ -1565,6 +1640,12 @@ type ListDevicesParams struct {
 
 	// Q Only devices whose id holds this text.
 	Q string `form:"q,omitempty" json:"q,omitempty,omitzero"`
+
+	// Group Only devices of this group.
+	Group string `form:"group,omitempty" json:"group,omitempty,omitzero"`
+
+	// Where Only devices that this target expression chooses (docs/operations.md).
+	Where string `form:"where,omitempty" json:"where,omitempty,omitzero"`
 }
 
 // UpdateDeviceParams defines parameters for UpdateDevice.
@@ -1647,6 +1728,9 @@ type ImportDevicesJSONRequestBody = DeviceImport
 // CreateDeviceJSONRequestBody defines body for CreateDevice for application/json ContentType.
 type CreateDeviceJSONRequestBody = NewDevice
 
+// UpdateDevicesJSONRequestBody defines body for UpdateDevices for application/json ContentType.
+type UpdateDevicesJSONRequestBody = BulkUpdate
+
 // UpdateDeviceJSONRequestBody defines body for UpdateDevice for application/json ContentType.
 type UpdateDeviceJSONRequestBody = DevicePatch
 
@@ -1670,6 +1754,9 @@ type AbortRolloutJSONRequestBody = RolloutAbort
 
 // RetryRolloutJSONRequestBody defines body for RetryRollout for application/json ContentType.
 type RetryRolloutJSONRequestBody = RolloutRetry
+
+// PreviewTargetJSONRequestBody defines body for PreviewTarget for application/json ContentType.
+type PreviewTargetJSONRequestBody = TargetQuestion
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = NewToken
@@ -1841,6 +1928,24 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /devices (the `CreateDevice` operationId).
 	CreateDevice(ctx context.Context, body CreateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateDevicesWithBody Change labels and groups of many devices, named or chosen by an expression.
+	//
+	// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+	UpdateDevicesWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateDevices Change labels and groups of many devices, named or chosen by an expression.
+	//
+	// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+	UpdateDevices(ctx context.Context, body UpdateDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetDevice Show a device, what it last said, and its state document.
 	//
@@ -2163,6 +2268,20 @@ type ClientInterface interface {
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PreviewTargetWithBody Which devices an expression chooses now.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+	PreviewTargetWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PreviewTarget Which devices an expression chooses now.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+	PreviewTarget(ctx context.Context, body PreviewTargetJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListTokens List operator tokens, in name order. The secrets are not kept.
 	//
 	// Corresponds with GET /tokens (the `ListTokens` operationId).
@@ -2407,6 +2526,44 @@ func (c *Client) CreateDeviceWithBody(ctx context.Context, contentType string, b
 // Corresponds with POST /devices (the `CreateDevice` operationId).
 func (c *Client) CreateDevice(ctx context.Context, body CreateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreateDeviceRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateDevicesWithBody Change labels and groups of many devices, named or chosen by an expression.
+//
+// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+func (c *Client) UpdateDevicesWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateDevicesRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateDevices Change labels and groups of many devices, named or chosen by an expression.
+//
+// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+func (c *Client) UpdateDevices(ctx context.Context, body UpdateDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateDevicesRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3218,6 +3375,40 @@ func (c *Client) StartRollout(ctx context.Context, rollout OnRollout, reqEditors
 	return c.Client.Do(req)
 }
 
+// PreviewTargetWithBody Which devices an expression chooses now.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+func (c *Client) PreviewTargetWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPreviewTargetRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PreviewTarget Which devices an expression chooses now.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+func (c *Client) PreviewTarget(ctx context.Context, body PreviewTargetJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPreviewTargetRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListTokens List operator tokens, in name order. The secrets are not kept.
 //
 // Corresponds with GET /tokens (the `ListTokens` operationId).
@@ -3688,6 +3879,22 @@ func NewListDevicesRequest(server string, params *ListDevicesParams) (*http.Requ
 			}
 		}
 
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "group", params.Group, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "where", params.Where, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
 		if encoded := queryValues.Encode(); encoded != "" {
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
@@ -3723,6 +3930,46 @@ func NewCreateDeviceRequestWithBody(server string, contentType string, body io.R
 	}
 
 	operationPath := fmt.Sprintf("/devices")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewUpdateDevicesRequest calls the generic UpdateDevices builder with application/json body
+func NewUpdateDevicesRequest(server string, body UpdateDevicesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateDevicesRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewUpdateDevicesRequestWithBody constructs an http.Request for the UpdateDevices method, with any body, and a specified content type
+func NewUpdateDevicesRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/devices/bulk-update")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -5386,6 +5633,46 @@ func NewStartRolloutRequest(server string, rollout OnRollout) (*http.Request, er
 	return req, nil
 }
 
+// NewPreviewTargetRequest calls the generic PreviewTarget builder with application/json body
+func NewPreviewTargetRequest(server string, body PreviewTargetJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPreviewTargetRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewPreviewTargetRequestWithBody constructs an http.Request for the PreviewTarget method, with any body, and a specified content type
+func NewPreviewTargetRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/targets/preview")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListTokensRequest constructs an http.Request for the ListTokens method
 func NewListTokensRequest(server string) (*http.Request, error) {
 	var err error
@@ -5713,6 +6000,24 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /devices (the `CreateDevice` operationId).
 	CreateDeviceWithResponse(ctx context.Context, body CreateDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateDeviceResponse, error)
+
+	// UpdateDevicesWithBodyWithResponse Change labels and groups of many devices, named or chosen by an expression.
+	//
+	// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+	UpdateDevicesWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateDevicesResponse, error)
+
+	// UpdateDevicesWithResponse Change labels and groups of many devices, named or chosen by an expression.
+	//
+	// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+	UpdateDevicesWithResponse(ctx context.Context, body UpdateDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDevicesResponse, error)
 
 	// GetDeviceWithResponse Show a device, what it last said, and its state document.
 	//
@@ -6096,6 +6401,20 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*StartRolloutResponse, error)
+
+	// PreviewTargetWithBodyWithResponse Which devices an expression chooses now.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+	PreviewTargetWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PreviewTargetResponse, error)
+
+	// PreviewTargetWithResponse Which devices an expression chooses now.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+	PreviewTargetWithResponse(ctx context.Context, body PreviewTargetJSONRequestBody, reqEditors ...RequestEditorFn) (*PreviewTargetResponse, error)
 
 	// ListTokensWithResponse List operator tokens, in name order. The secrets are not kept.
 	//
@@ -6532,6 +6851,54 @@ func (r CreateDeviceResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CreateDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UpdateDevicesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BulkReport
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateDevicesResponse) GetJSON200() *BulkReport {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateDevicesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateDevicesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateDevicesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateDevicesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateDevicesResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8465,6 +8832,54 @@ func (r StartRolloutResponse) ContentType() string {
 	return ""
 }
 
+type PreviewTargetResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TargetPreview
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PreviewTargetResponse) GetJSON200() *TargetPreview {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PreviewTargetResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PreviewTargetResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PreviewTargetResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PreviewTargetResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PreviewTargetResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListTokensResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -8918,6 +9333,36 @@ func (c *ClientWithResponses) CreateDeviceWithResponse(ctx context.Context, body
 		return nil, err
 	}
 	return ParseCreateDeviceResponse(rsp)
+}
+
+// UpdateDevicesWithBodyWithResponse Change labels and groups of many devices, named or chosen by an expression.
+//
+// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+func (c *ClientWithResponses) UpdateDevicesWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateDevicesResponse, error) {
+	rsp, err := c.UpdateDevicesWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateDevicesResponse(rsp)
+}
+
+// UpdateDevicesWithResponse Change labels and groups of many devices, named or chosen by an expression.
+//
+// Works in transactions of bounded size. It may be repeated; who is as wanted stays so.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
+func (c *ClientWithResponses) UpdateDevicesWithResponse(ctx context.Context, body UpdateDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDevicesResponse, error) {
+	rsp, err := c.UpdateDevices(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateDevicesResponse(rsp)
 }
 
 // GetDeviceWithResponse Show a device, what it last said, and its state document.
@@ -9591,6 +10036,32 @@ func (c *ClientWithResponses) StartRolloutWithResponse(ctx context.Context, roll
 	return ParseStartRolloutResponse(rsp)
 }
 
+// PreviewTargetWithBodyWithResponse Which devices an expression chooses now.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+func (c *ClientWithResponses) PreviewTargetWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PreviewTargetResponse, error) {
+	rsp, err := c.PreviewTargetWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePreviewTargetResponse(rsp)
+}
+
+// PreviewTargetWithResponse Which devices an expression chooses now.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /targets/preview (the `PreviewTarget` operationId).
+func (c *ClientWithResponses) PreviewTargetWithResponse(ctx context.Context, body PreviewTargetJSONRequestBody, reqEditors ...RequestEditorFn) (*PreviewTargetResponse, error) {
+	rsp, err := c.PreviewTarget(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePreviewTargetResponse(rsp)
+}
+
 // ListTokensWithResponse List operator tokens, in name order. The secrets are not kept.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -9954,6 +10425,39 @@ func ParseCreateDeviceResponse(rsp *http.Response) (*CreateDeviceResponse, error
 			headers.ETag = value
 		}
 		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateDevicesResponse parses an HTTP response from a UpdateDevicesWithResponse call
+func ParseUpdateDevicesResponse(rsp *http.Response) (*UpdateDevicesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateDevicesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BulkReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
 	}
 
 	return response, nil
@@ -11284,6 +11788,39 @@ func ParseStartRolloutResponse(rsp *http.Response) (*StartRolloutResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RolloutNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParsePreviewTargetResponse parses an HTTP response from a PreviewTargetWithResponse call
+func ParsePreviewTargetResponse(rsp *http.Response) (*PreviewTargetResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PreviewTargetResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TargetPreview
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

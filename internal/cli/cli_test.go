@@ -71,6 +71,34 @@ func TestDevices(t *testing.T) {
 	}
 }
 
+// Labels, groups and expressions: of devices by name, by expression, and by file.
+func TestTargetsLabelsAndGroups(t *testing.T) {
+	d := sit(t, nil)
+	d.in = "id,product,groups,label:site\ns1,sensor,early; lab,york\ns2,sensor,,york\ns3,lamp,,\n"
+	has(t, d.run("device", "add", "--from", "-"), "added 3, unchanged 0")
+	has(t, d.run("target", `labels.site == "york"`, "--product", "sensor"), "2 of 3 devices, 0 connected\n  s1\n  s2\n")
+	d.fails(2, "no field; there are", "target", `lables.site == "york"`)
+	has(t, d.run("device", "group", "add", "field", "s2", "s3"), "changed 2 of 2 devices")
+	has(t, d.run("device", "group", "remove", "field", "--where", `product == "lamp"`, "--dry-run"), "would change 1 of 1 devices\n  s3\n")
+	has(t, d.run("device", "group", "remove", "field", "--where", `product == "lamp"`), "changed 1 of 1 devices")
+	has(t, d.run("device", "label", "--where", `"early" in groups`, "ring=1", "site-"), "changed 1 of 1 devices")
+	has(t, d.run("device", "show", "s1"), "ring=1", "groups", "early, lab")
+	if ds := decode[[]api.Device](d, "device", "list", "--group", "field"); len(ds) != 1 || ds[0].ID != "s2" {
+		t.Errorf("%+v", ds)
+	}
+	if ds := decode[[]api.Device](d, "device", "list", "--where", `has(labels.ring)`); len(ds) != 1 || ds[0].ID != "s1" {
+		t.Errorf("%+v", ds)
+	}
+	changed := "id,product,groups,label:site\ns1,sensor,,hull\ns2,sensor,field,york\n"
+	d.in = changed
+	d.fails(5, "device 1 of 2", "device", "add", "--from", "-")
+	d.in = changed
+	has(t, d.run("device", "add", "--from", "-", "--update"), "added 0, updated 1, unchanged 1")
+	d.fails(2, "name the devices", "device", "label", "a=b")
+	d.fails(2, "say what to change", "device", "label", "s1")
+	d.fails(2, "--from", "device", "add", "s9", "--product", "lamp", "--update")
+}
+
 // checkKit checks that a folder holds credentials that fit one another, and returns the leaf.
 func (d *desk) checkKit(dir, id string) *x509.Certificate {
 	d.t.Helper()

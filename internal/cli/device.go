@@ -15,31 +15,37 @@ func (a *app) deviceCmd() *cobra.Command {
 	return group("device", "who belongs to the fleet",
 		a.deviceAdd(), a.deviceList(), a.deviceShow(), a.deviceEnroll(), a.deviceCredentials(),
 		a.deviceSwitch("disable", "refuse a device at every door"), a.deviceSwitch("enable", "let a disabled device in again"),
-		a.deviceLabels(), a.devicePassword(), a.deviceWhy(), a.devicePardon())
+		a.deviceLabels(), a.deviceLabel(), a.deviceGroup(), a.devicePassword(), a.deviceWhy(), a.devicePardon())
 }
 
 func (a *app) deviceAdd() *cobra.Command {
 	var in api.NewDevice
 	var labels []string
 	var from string
+	var update bool
 	c := &cobra.Command{
 		Use: "add ID --product NAME | add --from FILE.csv", Short: "register devices", Args: cobra.MaximumNArgs(1),
 		Long: `Registers one device, or those of a CSV file. The file's first line names its columns: id, product, hardware, and
-label:KEY for labels; hardware and labels may be missing. A device that is registered already with the same description stays
-as it is, so a file may be added again.`,
+groups (with ; between), and label:KEY for labels; only id and product are needed. A device that is registered already with the
+same description stays as it is, so a file may be added again; with --update, one with another description is brought to it.`,
 		Example: "  muster device add sensor-0001 --product sensor --label site=berlin\n  muster device add --from fleet.csv",
 	}
 	f := c.Flags()
 	f.StringVar(&in.Product, "product", "", "product line: devices that can run the same firmware")
 	f.StringVar(&in.Hardware, "hardware", "", "board revision, in your own words")
 	f.StringArrayVar(&labels, "label", nil, "key=value; may be repeated")
+	f.StringArrayVar(&in.Groups, "group", nil, "group that it is in; may be repeated")
 	f.StringVar(&from, "from", "", "CSV file, or - for standard input")
+	f.BoolVar(&update, "update", false, "with --from: give devices that exist the hardware, labels and groups of their line")
 	return a.online(c, func(ctx context.Context, args []string) error {
 		if from != "" {
-			if len(args) > 0 || in.Product != "" || in.Hardware != "" || len(labels) > 0 {
+			if len(args) > 0 || in.Product != "" || in.Hardware != "" || len(labels)+len(in.Groups) > 0 {
 				return usagef("with --from, the file says everything")
 			}
-			return a.importDevices(ctx, from)
+			return a.importDevices(ctx, from, update)
+		}
+		if update {
+			return usagef("--update goes with --from; change one device with muster device label and muster device group")
 		}
 		if len(args) == 0 || in.Product == "" {
 			return usagef("an id and --product are needed, or --from")
@@ -80,6 +86,8 @@ func (a *app) deviceList() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&p.Product, "product", "", "only of this product")
 	f.StringArrayVar(&p.Label, "label", nil, "only with this label, key=value; may be repeated")
+	f.StringVar(&p.Group, "group", "", "only of this group")
+	f.StringVar(&p.Where, "where", "", "only those that this target expression chooses (see muster target)")
 	f.BoolVar(&online, "online", false, "only those that are connected")
 	f.BoolVar(&offline, "offline", false, "only those that are not connected")
 	f.StringVarP(&p.Q, "query", "q", "", "only those whose id holds this text")
@@ -181,7 +189,7 @@ func (a *app) printDevice(d api.Device) {
 	if s.SecureVersion > 0 {
 		secure = fmt.Sprint(s.SecureVersion)
 	}
-	a.ui.facts("id", d.ID, "product", d.Product, "hardware", first(d.Hardware, s.Hardware), "labels", labelText(d.Labels), "state", deviceState(d),
+	a.ui.facts("id", d.ID, "product", d.Product, "hardware", first(d.Hardware, s.Hardware), "labels", labelText(d.Labels), "groups", strings.Join(d.Groups, ", "), "state", deviceState(d),
 		"added", d.CreatedAt, "certificate", d.Current, "next", next, "asked to renew", d.RenewSince, "fallback passwords", fmt.Sprint(d.FallbackPasswords),
 		"fallback closed", d.RecoveryOff, "seen", seen, "connected", s.ConnectedAt, "lost", s.LostAt, "from", s.Peer,
 		"version", s.Version, "image", s.Image, "chip", s.Chip, "secure version", secure, "boot", s.Boot, "reported", string(s.State))

@@ -19,7 +19,7 @@ import (
 const importBatch = 1000
 
 // importDevices registers the devices of a CSV file, batch after batch.
-func (a *app) importDevices(ctx context.Context, file string) error {
+func (a *app) importDevices(ctx context.Context, file string, update bool) error {
 	in := a.env.Stdin
 	if file != "-" {
 		f, err := os.Open(file)
@@ -37,7 +37,7 @@ func (a *app) importDevices(ctx context.Context, file string) error {
 	m := a.ui.meter("adding devices", int64(len(ds)), func(n int64) string { return fmt.Sprint(n) })
 	done := 0
 	for batch := range slices.Chunk(ds, importBatch) {
-		rep, err := client.Read[api.DeviceImportReport](a.client.ImportDevices(ctx, api.DeviceImport{Devices: batch}))
+		rep, err := client.Read[api.DeviceImportReport](a.client.ImportDevices(ctx, api.DeviceImport{Devices: batch, Update: update}))
 		if err != nil {
 			m.end()
 			if done > 0 {
@@ -46,6 +46,7 @@ func (a *app) importDevices(ctx context.Context, file string) error {
 			return err
 		}
 		total.Created += rep.Created
+		total.Updated += rep.Updated
 		total.Unchanged += rep.Unchanged
 		done += len(batch)
 		if len(ds) > importBatch {
@@ -53,10 +54,16 @@ func (a *app) importDevices(ctx context.Context, file string) error {
 		}
 	}
 	m.end()
-	return a.ui.show(total, func() { a.ui.printf("added %d, unchanged %d\n", total.Created, total.Unchanged) })
+	return a.ui.show(total, func() {
+		if update {
+			a.ui.printf("added %d, updated %d, unchanged %d\n", total.Created, total.Updated, total.Unchanged)
+		} else {
+			a.ui.printf("added %d, unchanged %d\n", total.Created, total.Unchanged)
+		}
+	})
 }
 
-// readDevices reads a CSV file (RFC 4180) whose first line names its columns: id, product, hardware, label:KEY.
+// readDevices reads a CSV file (RFC 4180) whose first line names its columns: id, product, hardware, groups, label:KEY.
 func readDevices(r io.Reader) ([]api.NewDevice, error) {
 	c := csv.NewReader(r)
 	head, err := c.Read()
@@ -69,9 +76,9 @@ func readDevices(r io.Reader) ([]api.NewDevice, error) {
 		switch key, isLabel := strings.CutPrefix(h, "label:"); {
 		case h == "id", h == "product":
 			needed++
-		case h == "hardware", isLabel && key != "":
+		case h == "hardware", h == "groups", isLabel && key != "":
 		default:
-			return nil, usagef("the CSV file has a column that is none of id, product, hardware, label:KEY")
+			return nil, usagef("the CSV file has a column that is none of id, product, hardware, groups, label:KEY")
 		}
 	}
 	if needed != 2 || len(slices.Compact(slices.Sorted(slices.Values(head)))) != len(head) {
@@ -95,6 +102,8 @@ func readDevices(r io.Reader) ([]api.NewDevice, error) {
 				d.Product = v
 			case "hardware":
 				d.Hardware = v
+			case "groups":
+				d.Groups = splitGroups(v)
 			default:
 				if v != "" {
 					d.Labels[strings.TrimPrefix(h, "label:")] = v
@@ -107,6 +116,16 @@ func readDevices(r io.Reader) ([]api.NewDevice, error) {
 		return nil, usagef("the CSV file holds no device")
 	}
 	return out, nil
+}
+
+// splitGroups reads a column of groups, which have a ; between them.
+func splitGroups(v string) (out []string) {
+	for _, g := range strings.Split(v, ";") {
+		if g = strings.TrimSpace(g); g != "" {
+			out = append(out, g)
+		}
+	}
+	return out
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

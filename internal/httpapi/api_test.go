@@ -473,6 +473,8 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	}
 	do("createDevice", "POST", "/devices", api.NewDevice{ID: "n1", Product: "lamp"})
 	do("importDevices", "POST", "/device-imports", api.DeviceImport{Devices: []api.NewDevice{{ID: "n2", Product: "lamp"}}})
+	do("updateDevices", "POST", "/devices/bulk-update", `{"devices":["n1"],"join":["early"]}`)
+	delete(left, "previewTarget") // changes nothing
 	do("updateDevice", "PATCH", "/devices/n1", `{"hardware":"b"}`)
 	do("disableDevice", "POST", "/devices/n1/disable", nil)
 	do("enableDevice", "POST", "/devices/n1/enable", nil)
@@ -520,5 +522,55 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	}
 	for op := range left {
 		t.Errorf("%s is not tried here", op)
+	}
+}
+
+// Labels, groups and target expressions, as an operator meets them.
+func TestTargetsAndGroups(t *testing.T) {
+	w := open(t)
+	w.devices(4)
+	var rep api.BulkReport
+	w.send(access.Operator, "POST", "/devices/bulk-update", `{"devices":["d000","d001"],"labels":{"site":"york"},"join":["early"]}`).decode(t, &rep)
+	if rep.Count != 2 || rep.Changed != 2 || len(rep.Sample) != 2 {
+		t.Errorf("%+v", rep)
+	}
+	var p api.TargetPreview
+	w.send(access.Viewer, "POST", "/targets/preview", `{"where":"labels.site == \"york\" && \"early\" in groups"}`).decode(t, &p)
+	if p.Count != 2 || p.Scanned != 4 || fmt.Sprint(p.Sample) != "[d000 d001]" {
+		t.Errorf("%+v", p)
+	}
+	for _, query := range []string{"group=early", "where=labels.site%20%3D%3D%20%22york%22"} {
+		var l api.DeviceList
+		w.send(access.Viewer, "GET", "/devices?"+query, nil).decode(t, &l)
+		if len(l.Items) != 2 || fmt.Sprint(l.Items[0].Groups) != "[early]" {
+			t.Errorf("%s: %+v", query, l.Items)
+		}
+	}
+	w.send(access.Operator, "POST", "/devices/bulk-update", `{"where":"\"early\" in groups","leave":["early"],"dry_run":true}`).decode(t, &rep)
+	if rep.Changed != 2 {
+		t.Errorf("dry run: %+v", rep)
+	}
+	for body, code := range map[string]string{
+		`{"where":"lables.site == \"x\""}`: "target_invalid",
+		`{"where":"id"}`:                   "target_invalid",
+		`{}`:                               "",
+	} {
+		if res := w.send(access.Viewer, "POST", "/targets/preview", body); res.StatusCode != 400 || !bytes.Contains(res.body, []byte(code)) {
+			t.Errorf("%s: %d %s", body, res.StatusCode, res.body)
+		}
+	}
+	for body, want := range map[string]int{
+		`{"join":["early"]}`:                      400,
+		`{"devices":["ghost"],"join":["early"]}`:  404,
+		`{"devices":["d000"],"join":["Not OK"]}`:  400,
+		`{"where":"true","devices":["d000"]}`:     400,
+		`{"devices":["d000"],"unknown":"member"}`: 400,
+	} {
+		if res := w.send(access.Operator, "POST", "/devices/bulk-update", body); res.StatusCode != want {
+			t.Errorf("%s: %d %s", body, res.StatusCode, res.body)
+		}
+	}
+	if res := w.send(access.Viewer, "POST", "/devices/bulk-update", `{"devices":["d000"]}`); res.StatusCode != 403 {
+		t.Errorf("a viewer: %d", res.StatusCode)
 	}
 }

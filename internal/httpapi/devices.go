@@ -10,6 +10,7 @@ import (
 	"muster/api"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
+	"muster/internal/target"
 )
 
 func (s *Server) listDevices(c *call) (answer, error) {
@@ -26,6 +27,15 @@ func (s *Server) listDevices(c *call) (answer, error) {
 	}
 	if f.Labels, err = labelFilter(c.query["label"]); err != nil {
 		return answer{}, err
+	}
+	if f.Group = c.query.Get("group"); len(f.Group) > inventory.MaxLabelKey {
+		return answer{}, fleet.Coded(fleet.Invalid, "query_invalid", "group: use at most %d bytes", inventory.MaxLabelKey)
+	}
+	if text := c.query.Get("where"); text != "" {
+		f.At = c.at
+		if f.Where, err = target.Compile(text); err != nil {
+			return answer{}, err
+		}
 	}
 	if len(f.Text) > fleet.MaxDeviceIDLen {
 		return answer{}, fleet.Coded(fleet.Invalid, "query_invalid", "q: use at most %d bytes", fleet.MaxDeviceIDLen)
@@ -70,11 +80,11 @@ func (s *Server) createDevice(c *call) (answer, error) {
 	if err := c.decode(&in); err != nil {
 		return answer{}, err
 	}
-	ds, err := s.c.Devices.Add(c.ctx, c.at, []inventory.Spec{newSpec(in)}, c.who.Name)
+	ds, err := s.c.Devices.Add(c.ctx, c.at, []inventory.Spec{newSpec(in)}, false, c.who.Name)
 	if err != nil {
 		return answer{}, err
 	}
-	return s.showNow(c, http.StatusCreated, ds[0].ID)
+	return s.showNow(c, http.StatusCreated, ds[0].Device.ID)
 }
 
 func (s *Server) importDevices(c *call) (answer, error) {
@@ -86,15 +96,18 @@ func (s *Server) importDevices(c *call) (answer, error) {
 	for _, d := range in.Devices {
 		specs = append(specs, newSpec(d))
 	}
-	ds, err := s.c.Devices.Add(c.ctx, c.at, specs, c.who.Name)
+	ds, err := s.c.Devices.Add(c.ctx, c.at, specs, in.Update, c.who.Name)
 	if err != nil {
 		return answer{}, err
 	}
 	var out api.DeviceImportReport
 	for _, d := range ds {
-		if d.CreatedAt.Equal(c.at) {
+		switch {
+		case d.Created:
 			out.Created++
-		} else {
+		case d.Changed:
+			out.Updated++
+		default:
 			out.Unchanged++
 		}
 	}
@@ -102,7 +115,7 @@ func (s *Server) importDevices(c *call) (answer, error) {
 }
 
 func newSpec(in api.NewDevice) inventory.Spec {
-	return inventory.Spec{ID: fleet.DeviceID(in.ID), Product: fleet.ProductID(in.Product), Hardware: in.Hardware, Labels: in.Labels}
+	return inventory.Spec{ID: fleet.DeviceID(in.ID), Product: fleet.ProductID(in.Product), Hardware: in.Hardware, Labels: in.Labels, Groups: in.Groups}
 }
 
 func (s *Server) getDevice(c *call) (answer, error) {
@@ -133,7 +146,7 @@ func (s *Server) updateDevice(c *call) (answer, error) {
 	if err := c.decode(&in); err != nil {
 		return answer{}, err
 	}
-	change := inventory.Change{Hardware: in.Hardware, Labels: in.Labels}
+	change := inventory.Change{Hardware: in.Hardware, Labels: in.Labels, Join: in.Join, Leave: in.Leave}
 	if change.Rev, err = ifMatch(c.echo.Request()); err != nil {
 		return answer{}, err
 	}
@@ -199,7 +212,7 @@ func (s *Server) newFallbackPassword(c *call) (answer, error) {
 func showDevice(r inventory.Row) api.Device {
 	d, s := r.Device, r.Status
 	return api.Device{
-		ID: string(d.ID), Rev: d.Rev, Product: string(d.Product), Hardware: d.Hardware, Labels: d.Labels, CreatedAt: d.CreatedAt,
+		ID: string(d.ID), Rev: d.Rev, Product: string(d.Product), Hardware: d.Hardware, Labels: d.Labels, Groups: d.Groups, CreatedAt: d.CreatedAt,
 		Disabled: d.Disabled, DisabledAt: d.DisabledAt, Current: string(d.Current), Next: string(d.Next), RenewSince: d.RenewSince,
 		FallbackPasswords: len(d.Passwords), RecoveryOff: d.RecoveryOff,
 		Status: api.DeviceStatus{

@@ -23,9 +23,11 @@ var paged = []string{"limit", "cursor"}
 
 // operations is the whole API. A test holds it against openapi.yaml, row by row.
 var operations = []operation{
-	{id: "listDevices", method: http.MethodGet, path: "/devices", role: access.Viewer, query: append([]string{"product", "label", "online", "q"}, paged...), do: (*Server).listDevices},
+	{id: "listDevices", method: http.MethodGet, path: "/devices", role: access.Viewer, query: append([]string{"product", "label", "online", "q", "group", "where"}, paged...), do: (*Server).listDevices},
 	{id: "createDevice", method: http.MethodPost, path: "/devices", role: access.Operator, body: jsonBody, do: (*Server).createDevice},
 	{id: "importDevices", method: http.MethodPost, path: "/device-imports", role: access.Operator, body: bulkBody, do: (*Server).importDevices},
+	{id: "updateDevices", method: http.MethodPost, path: "/devices/bulk-update", role: access.Operator, body: jsonBody, do: (*Server).updateDevices},
+	{id: "previewTarget", method: http.MethodPost, path: "/targets/preview", role: access.Viewer, body: jsonBody, do: (*Server).previewTarget},
 	{id: "getDevice", method: http.MethodGet, path: "/devices/:device", role: access.Viewer, do: (*Server).getDevice},
 	{id: "updateDevice", method: http.MethodPatch, path: "/devices/:device", role: access.Operator, body: jsonBody, do: (*Server).updateDevice},
 	{id: "disableDevice", method: http.MethodPost, path: "/devices/:device/disable", role: access.Operator, do: (*Server).disableDevice},

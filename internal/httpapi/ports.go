@@ -22,7 +22,10 @@ import (
 type (
 	// Devices is the registry. It is inventory.Inventory.
 	Devices interface {
-		Add(ctx context.Context, at time.Time, specs []inventory.Spec, by string) ([]fleet.Device, error)
+		// Add brings devices that exist to their description if update is set.
+		Add(ctx context.Context, at time.Time, specs []inventory.Spec, update bool, by string) ([]inventory.Added, error)
+		Preview(ctx context.Context, f inventory.Filter) (inventory.Preview, error)
+		UpdateMany(ctx context.Context, at time.Time, b inventory.Bulk, by string) (inventory.BulkReport, error)
 		Get(ctx context.Context, id fleet.DeviceID) (inventory.Row, error)
 		List(ctx context.Context, f inventory.Filter, page fleet.Page) (rows []inventory.Row, more bool, err error)
 		Update(ctx context.Context, at time.Time, id fleet.DeviceID, c inventory.Change, by string) (fleet.Device, error)

@@ -377,8 +377,14 @@ func TestEveryKindOfErrorHasItsStatus(t *testing.T) {
 
 type failing struct{ err error }
 
-func (f failing) Add(context.Context, time.Time, []inventory.Spec, string) ([]fleet.Device, error) {
+func (f failing) Add(context.Context, time.Time, []inventory.Spec, bool, string) ([]inventory.Added, error) {
 	return nil, f.err
+}
+func (f failing) Preview(context.Context, inventory.Filter) (inventory.Preview, error) {
+	return inventory.Preview{}, f.err
+}
+func (f failing) UpdateMany(context.Context, time.Time, inventory.Bulk, string) (inventory.BulkReport, error) {
+	return inventory.BulkReport{}, f.err
 }
 func (f failing) Get(context.Context, fleet.DeviceID) (inventory.Row, error) {
 	return inventory.Row{}, f.err

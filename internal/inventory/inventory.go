@@ -4,6 +4,9 @@ package inventory
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -11,6 +14,7 @@ import (
 
 	"muster/internal/access"
 	"muster/internal/fleet"
+	"muster/internal/target"
 )
 
 // Tx is what inventory needs of the store.
@@ -41,6 +45,7 @@ const (
 	MaxLabelKey   = 63  // bytes: a-z, 0-9 and ._/-
 	MaxLabelValue = 128 // bytes of printable text
 	MaxHardware   = 64  // bytes of printable text
+	MaxGroups     = 32  // a group's name has the form of a label's key
 	MaxBulk       = 1000
 )
 
@@ -50,6 +55,7 @@ type Spec struct {
 	Product  fleet.ProductID
 	Hardware string
 	Labels   map[string]string
+	Groups   []string
 }
 
 // check returns an Invalid error that says which device and field is wrong.
@@ -63,7 +69,35 @@ func (s Spec) check() error {
 	if !printable(s.Hardware, MaxHardware) {
 		return fleet.Errorf(fleet.Invalid, "device %s: hardware must be at most %d bytes of printable text", s.ID, MaxHardware)
 	}
+	if err := checkGroups(s.Groups); err != nil {
+		return err
+	}
 	return checkLabels(s.Labels)
+}
+
+func checkGroups(groups []string) error {
+	if len(groups) > MaxGroups {
+		return fleet.Errorf(fleet.Invalid, "groups: a device is in at most %d", MaxGroups)
+	}
+	for _, g := range groups {
+		if !isKey(g) {
+			return fleet.Errorf(fleet.Invalid, "groups: a name is 1 to %d of a-z, 0-9 and ._/-", MaxLabelKey)
+		}
+	}
+	return nil
+}
+
+func isKey(k string) bool {
+	return k != "" && len(k) <= MaxLabelKey && strings.Trim(k, "abcdefghijklmnopqrstuvwxyz0123456789._/-") == ""
+}
+
+// tidy returns groups sorted, each once; nil if there are none.
+func tidy(groups []string) []string {
+	out := slices.Compact(slices.Sorted(slices.Values(groups)))
+	if len(out) == 0 {
+		return nil
+	}
+	return out
 }
 
 func checkLabels(labels map[string]string) error {
@@ -71,7 +105,7 @@ func checkLabels(labels map[string]string) error {
 		return fleet.Errorf(fleet.Invalid, "labels: at most %d on a device", MaxLabels)
 	}
 	for k, v := range labels {
-		if k == "" || len(k) > MaxLabelKey || strings.Trim(k, "abcdefghijklmnopqrstuvwxyz0123456789._/-") != "" {
+		if !isKey(k) {
 			return fleet.Errorf(fleet.Invalid, "labels: a key is 1 to %d of a-z, 0-9 and ._/-", MaxLabelKey)
 		}
 		if !printable(v, MaxLabelValue) {
@@ -85,24 +119,32 @@ func printable(s string, max int) bool {
 	return len(s) <= max && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
+// Added is what became of one device of an Add.
+type Added struct {
+	Device  fleet.Device
+	Created bool
+	Changed bool // it existed, and was brought to its description
+}
+
 // Add registers devices, all of them or none. A device that exists makes it a Conflict, unless it was added with the same
-// description: then nothing changes, so that a request may be repeated.
-func (inv *Inventory) Add(ctx context.Context, at time.Time, specs []Spec, by string) ([]fleet.Device, error) {
+// description: then nothing changes, so that a request may be repeated. With update, one that exists gets the hardware, the
+// labels and the groups of its description instead; its product never changes.
+func (inv *Inventory) Add(ctx context.Context, at time.Time, specs []Spec, update bool, by string) ([]Added, error) {
 	if len(specs) == 0 || len(specs) > MaxBulk {
 		return nil, fleet.Errorf(fleet.Invalid, "add 1 to %d devices at a time", MaxBulk)
 	}
-	for _, s := range specs {
+	for i, s := range specs {
 		if err := s.check(); err != nil {
-			return nil, err
+			return nil, numbered(specs, i, err)
 		}
 	}
-	var out []fleet.Device
+	var out []Added
 	err := inv.c.Update(ctx, func(tx Tx) error {
 		out = nil
-		for _, s := range specs {
-			d, err := addOne(tx, at, s, by)
+		for i, s := range specs {
+			d, err := addOne(tx, at, s, update, by)
 			if err != nil {
-				return err
+				return numbered(specs, i, err)
 			}
 			out = append(out, d)
 		}
@@ -111,24 +153,43 @@ func (inv *Inventory) Add(ctx context.Context, at time.Time, specs []Spec, by st
 	return out, err
 }
 
-func addOne(tx Tx, at time.Time, s Spec, by string) (fleet.Device, error) {
+// numbered says which of several devices an error is about.
+func numbered(specs []Spec, i int, err error) error {
+	e, ok := errors.AsType[*fleet.Error](err)
+	if !ok || len(specs) == 1 {
+		return err
+	}
+	return &fleet.Error{Kind: e.Kind, Code: e.Code, Msg: fmt.Sprintf("device %d of %d: %s", i+1, len(specs), e.Msg), Err: e.Err}
+}
+
+func addOne(tx Tx, at time.Time, s Spec, update bool, by string) (Added, error) {
+	s.Groups = tidy(s.Groups)
 	have, err := tx.Device(s.ID)
 	switch {
-	case err == nil && have.Product == s.Product && have.Hardware == s.Hardware && sameLabels(have.Labels, s.Labels):
-		return have, nil
+	case err == nil && have.Product == s.Product && have.Hardware == s.Hardware && sameLabels(have.Labels, s.Labels) && slices.Equal(have.Groups, s.Groups):
+		return Added{Device: have}, nil
+	case err == nil && update && have.Product == s.Product:
+		have.Hardware, have.Labels, have.Groups = s.Hardware, s.Labels, s.Groups
+		return store(tx, at, have, "device.update", by, Added{Changed: true})
 	case err == nil:
-		return fleet.Device{}, fleet.Coded(fleet.Conflict, "device_exists", "device %s exists already with another description: change it with an update", s.ID)
+		return Added{}, fleet.Coded(fleet.Conflict, "device_exists", "device %s exists already with another description: change it with an update", s.ID)
 	case !fleet.Is(err, fleet.NotFound):
-		return fleet.Device{}, err
+		return Added{}, err
 	}
-	d := fleet.Device{ID: s.ID, Product: s.Product, Hardware: s.Hardware, Labels: s.Labels, CreatedAt: at.UTC()}
-	if err := tx.PutDevice(d); err != nil {
-		return fleet.Device{}, err
+	d := fleet.Device{ID: s.ID, Product: s.Product, Hardware: s.Hardware, Labels: s.Labels, Groups: s.Groups, CreatedAt: at.UTC()}
+	return store(tx, at, d, "device.add", by, Added{Created: true})
+}
+
+// store writes a device and its audit line, and completes a with it as it is stored.
+func store(tx Tx, at time.Time, d fleet.Device, what, by string, a Added) (Added, error) {
+	err := tx.PutDevice(d)
+	if err == nil {
+		err = tx.Audit(access.Entry{At: at, Who: by, What: what, On: string(d.ID)})
 	}
-	if err := tx.Audit(access.Entry{At: at, Who: by, What: "device.add", On: string(s.ID)}); err != nil {
-		return fleet.Device{}, err
+	if err == nil {
+		a.Device, err = tx.Device(d.ID)
 	}
-	return tx.Device(s.ID)
+	return a, err
 }
 
 func sameLabels(a, b map[string]string) bool {
@@ -149,6 +210,37 @@ type Change struct {
 	Product  *fleet.ProductID
 	Hardware *string
 	Labels   map[string]*string
+	Join     []string // groups that it is put into
+	Leave    []string // groups that it is taken out of
+}
+
+// apply returns d as c wants it, and whether that is another description than before.
+func (c Change) apply(d fleet.Device) (fleet.Device, bool, error) {
+	s := Spec{ID: d.ID, Product: d.Product, Hardware: d.Hardware, Labels: map[string]string{}, Groups: slices.Clone(d.Groups)}
+	for k, v := range d.Labels {
+		s.Labels[k] = v
+	}
+	if c.Product != nil {
+		s.Product = *c.Product
+	}
+	if c.Hardware != nil {
+		s.Hardware = *c.Hardware
+	}
+	for k, v := range c.Labels {
+		if v == nil {
+			delete(s.Labels, k)
+		} else {
+			s.Labels[k] = *v
+		}
+	}
+	s.Groups = slices.DeleteFunc(append(s.Groups, c.Join...), func(g string) bool { return slices.Contains(c.Leave, g) })
+	s.Groups = tidy(s.Groups)
+	if err := s.check(); err != nil {
+		return d, false, err
+	}
+	same := d.Product == s.Product && d.Hardware == s.Hardware && sameLabels(d.Labels, s.Labels) && slices.Equal(d.Groups, s.Groups)
+	d.Product, d.Hardware, d.Labels, d.Groups = s.Product, s.Hardware, s.Labels, s.Groups
+	return d, !same, nil
 }
 
 // Update changes the description of a device. A revision that is not the present one is a Conflict with code stale.
@@ -162,34 +254,11 @@ func (inv *Inventory) Update(ctx context.Context, at time.Time, id fleet.DeviceI
 		if c.Rev != nil && *c.Rev != d.Rev {
 			return fleet.Coded(fleet.Conflict, "stale", "device %s has revision %d, the request supposes %d: read it again", id, d.Rev, *c.Rev)
 		}
-		s := Spec{ID: id, Product: d.Product, Hardware: d.Hardware, Labels: map[string]string{}}
-		for k, v := range d.Labels {
-			s.Labels[k] = v
-		}
-		if c.Product != nil {
-			s.Product = *c.Product
-		}
-		if c.Hardware != nil {
-			s.Hardware = *c.Hardware
-		}
-		for k, v := range c.Labels {
-			if v == nil {
-				delete(s.Labels, k)
-			} else {
-				s.Labels[k] = *v
-			}
-		}
-		if err := s.check(); err != nil {
+		if d, _, err = c.apply(d); err != nil {
 			return err
 		}
-		d.Product, d.Hardware, d.Labels = s.Product, s.Hardware, s.Labels
-		if err := tx.PutDevice(d); err != nil {
-			return err
-		}
-		if err := tx.Audit(access.Entry{At: at, Who: by, What: "device.update", On: string(id)}); err != nil {
-			return err
-		}
-		out, err = tx.Device(id)
+		a, err := store(tx, at, d, "device.update", by, Added{})
+		out = a.Device
 		return err
 	})
 	return out, err
@@ -220,6 +289,9 @@ type Filter struct {
 	Labels  map[string]string
 	Online  *bool
 	Text    string // part of the id
+	Group   string
+	Where   *target.Expr
+	At      time.Time // what now means in Where
 }
 
 // Match reports whether the filter chooses r.
@@ -235,7 +307,14 @@ func (f Filter) Match(r Row) bool {
 			return false
 		}
 	}
-	return true
+	if f.Group != "" && !slices.Contains(r.Device.Groups, f.Group) {
+		return false
+	}
+	if f.Where == nil {
+		return true
+	}
+	in, _ := f.Where.Match(target.Facts(r.Device, r.Status, f.At)) // without a value it is not chosen
+	return in
 }
 
 // List returns up to page.Limit devices that f chooses, in id order, after page.After. more says whether there are others.

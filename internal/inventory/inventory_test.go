@@ -12,6 +12,7 @@ import (
 	"muster/internal/inventory"
 	"muster/internal/store/bolt"
 	"muster/internal/store/storetest"
+	"muster/internal/target"
 	"muster/internal/wire"
 )
 
@@ -32,7 +33,7 @@ func open(t *testing.T) (*inventory.Inventory, *bolt.DB) {
 func add(t *testing.T, inv *inventory.Inventory, ids ...fleet.DeviceID) {
 	t.Helper()
 	for _, id := range ids {
-		if _, err := inv.Add(t.Context(), at, []inventory.Spec{{ID: id, Product: "lamp"}}, "op"); err != nil {
+		if _, err := inv.Add(t.Context(), at, []inventory.Spec{{ID: id, Product: "lamp"}}, false, "op"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -49,13 +50,13 @@ func TestAddingTwiceIsOneDeviceAndAnotherDescriptionAConflict(t *testing.T) {
 	inv, _ := open(t)
 	spec := inventory.Spec{ID: "d1", Product: "lamp", Labels: map[string]string{"site": "hull"}}
 	for range 2 {
-		ds, err := inv.Add(t.Context(), at, []inventory.Spec{spec}, "op")
-		if err != nil || len(ds) != 1 || ds[0].Rev != 1 {
+		ds, err := inv.Add(t.Context(), at, []inventory.Spec{spec}, false, "op")
+		if err != nil || len(ds) != 1 || ds[0].Device.Rev != 1 {
 			t.Fatalf("%+v, %v", ds, err)
 		}
 	}
 	spec.Labels = map[string]string{"site": "york"}
-	_, err := inv.Add(t.Context(), at, []inventory.Spec{{ID: "d2", Product: "lamp"}, spec}, "op")
+	_, err := inv.Add(t.Context(), at, []inventory.Spec{{ID: "d2", Product: "lamp"}, spec}, false, "op")
 	if !fleet.Is(err, fleet.Conflict) {
 		t.Errorf("got %v", err)
 	}
@@ -81,11 +82,11 @@ func TestDescriptionsAreHeldToTheirLimits(t *testing.T) {
 		"long label value": {ID: "d1", Product: "lamp", Labels: map[string]string{"a": strings.Repeat("x", inventory.MaxLabelValue+1)}},
 		"too many labels":  {ID: "d1", Product: "lamp", Labels: many},
 	} {
-		if _, err := inv.Add(t.Context(), at, []inventory.Spec{spec}, "op"); !fleet.Is(err, fleet.Invalid) {
+		if _, err := inv.Add(t.Context(), at, []inventory.Spec{spec}, false, "op"); !fleet.Is(err, fleet.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := inv.Add(t.Context(), at, make([]inventory.Spec, inventory.MaxBulk+1), "op"); !fleet.Is(err, fleet.Invalid) {
+	if _, err := inv.Add(t.Context(), at, make([]inventory.Spec, inventory.MaxBulk+1), false, "op"); !fleet.Is(err, fleet.Invalid) {
 		t.Errorf("too many at once: %v", err)
 	}
 }
@@ -209,4 +210,59 @@ func TestPresence(t *testing.T) {
 	in(t, db, func(tx *bolt.Tx) error {
 		return inv.Connected(tx, inventory.Session{Device: "ghost", Connection: "c", At: at})
 	})
+}
+
+func TestGroupsAndLabelsOfManyAtOnce(t *testing.T) {
+	inv, _ := open(t)
+	var specs []inventory.Spec
+	for i := range 5 {
+		specs = append(specs, inventory.Spec{ID: fleet.DeviceID(fmt.Sprint("d", i)), Product: "lamp", Labels: map[string]string{"n": fmt.Sprint(i)}, Groups: []string{"b", "a", "a"}})
+	}
+	if _, err := inv.Add(t.Context(), at, specs, false, "op"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := inv.Get(t.Context(), "d0"); err != nil || fmt.Sprint(r.Device.Groups) != "[a b]" {
+		t.Fatalf("%v, %v", r.Device.Groups, err)
+	}
+	where, err := target.Compile(`labels.n in ["1", "2"] || id == "d4"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := inventory.Change{Labels: map[string]*string{"site": new("york"), "n": nil}, Join: []string{"early"}, Leave: []string{"a"}}
+	dry := inventory.Bulk{Where: where, Change: change, DryRun: true}
+	for _, b := range []inventory.Bulk{dry, {Where: where, Change: change}} {
+		rep, err := inv.UpdateMany(t.Context(), at, b, "op")
+		if err != nil || rep.Count != 3 || rep.Changed != 3 || fmt.Sprint(rep.Sample) != "[d1 d2 d4]" {
+			t.Errorf("%+v, %v", rep, err)
+		}
+	}
+	early := inventory.Filter{Group: "early"}
+	if p, err := inv.Preview(t.Context(), early); err != nil || p.Count != 3 || p.Scanned != 5 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if r, err := inv.Get(t.Context(), "d1"); err != nil || fmt.Sprint(r.Device.Groups, r.Device.Labels) != "[b early] map[site:york]" {
+		t.Errorf("%v %v, %v", r.Device.Groups, r.Device.Labels, err)
+	}
+	rep, err := inv.UpdateMany(t.Context(), at, inventory.Bulk{Devices: []fleet.DeviceID{"d1", "d0"}, Change: inventory.Change{Join: []string{"early"}}}, "op")
+	if err != nil || rep.Count != 2 || rep.Changed != 1 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	for name, b := range map[string]inventory.Bulk{
+		"nobody":      {Change: change},
+		"both":        {Where: where, Devices: []fleet.DeviceID{"d1"}},
+		"a stranger":  {Devices: []fleet.DeviceID{"ghost"}, Change: change},
+		"a bad group": {Where: where, Change: inventory.Change{Join: []string{"Not OK"}}},
+	} {
+		if _, err := inv.UpdateMany(t.Context(), at, b, "op"); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+	// A file may be added again with other words, if that is what is meant.
+	specs[0].Labels, specs[0].Groups = map[string]string{"n": "9"}, nil
+	if _, err := inv.Add(t.Context(), at, specs[:1], false, "op"); !fleet.Is(err, fleet.Conflict) {
+		t.Errorf("without update: %v", err)
+	}
+	if ds, err := inv.Add(t.Context(), at, specs[:1], true, "op"); err != nil || !ds[0].Changed || ds[0].Created || len(ds[0].Device.Groups) != 0 {
+		t.Errorf("%+v, %v", ds, err)
+	}
 }

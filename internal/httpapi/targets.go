@@ -1,0 +1,55 @@
+package httpapi
+
+import (
+	"muster/api"
+	"muster/internal/fleet"
+	"muster/internal/inventory"
+	"muster/internal/target"
+)
+
+func (s *Server) previewTarget(c *call) (answer, error) {
+	var in api.TargetQuestion
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	f := inventory.Filter{Product: fleet.ProductID(in.Product), At: c.at}
+	var err error
+	if f.Where, err = target.Compile(in.Where); err != nil {
+		return answer{}, err
+	}
+	p, err := s.c.Devices.Preview(c.ctx, f)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(api.TargetPreview{Count: p.Count, Online: p.Online, Scanned: p.Scanned, Sample: words(p.Sample)})
+}
+
+func (s *Server) updateDevices(c *call) (answer, error) {
+	var in api.BulkUpdate
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	b := inventory.Bulk{Change: inventory.Change{Labels: in.Labels, Join: in.Join, Leave: in.Leave}, DryRun: in.DryRun}
+	if in.Where != "" {
+		var err error
+		if b.Where, err = target.Compile(in.Where); err != nil {
+			return answer{}, err
+		}
+	}
+	for _, id := range in.Devices {
+		b.Devices = append(b.Devices, fleet.DeviceID(id))
+	}
+	rep, err := s.c.Devices.UpdateMany(c.ctx, c.at, b, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(api.BulkReport{Count: rep.Count, Changed: rep.Changed, Sample: words(rep.Sample)})
+}
+
+func words(ids []fleet.DeviceID) []string {
+	out := make([]string, 0, len(ids))
+	for _, id := range ids {
+		out = append(out, string(id))
+	}
+	return out
+}
