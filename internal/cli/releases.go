@@ -127,23 +127,23 @@ func (a *app) firmwareShow() *cobra.Command {
 				secure = fmt.Sprint(r.SecureVersion)
 			}
 			a.ui.facts("product", r.Product, "version", r.Version, "size", fmt.Sprintf("%d bytes", r.Size), "sha256", r.SHA256, "image hash", r.ImageHash,
-				"chip", r.Chip, "chip revisions", revisions(r), "secure version", secure, "minimum version", r.MinVersion, "floor", floorOf(r), "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
+				"chip", r.Chip, "chip revisions", revisions(r.MinChipRevision, r.MaxChipRevision), "secure version", secure, "minimum version", r.MinVersion, "floor", floorOf(r), "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
 		})
 	})
 }
 
-// revisions shows which silicon a release runs on.
-func revisions(r api.Release) string {
+// revisions shows on which silicon something runs.
+func revisions(lowest, highest int) string {
 	show := func(n int) string { return fmt.Sprintf("v%d.%d", n/100, n%100) }
 	switch {
-	case r.MinChipRevision == 0 && r.MaxChipRevision == 0:
+	case lowest == 0 && highest == 0:
 		return ""
-	case r.MaxChipRevision == 0:
-		return "from " + show(r.MinChipRevision) + " on"
-	case r.MinChipRevision == 0:
-		return "up to " + show(r.MaxChipRevision)
+	case highest == 0:
+		return "from " + show(lowest) + " on"
+	case lowest == 0:
+		return "up to " + show(highest)
 	}
-	return show(r.MinChipRevision) + " to " + show(r.MaxChipRevision)
+	return show(lowest) + " to " + show(highest)
 }
 
 func floorOf(r api.Release) string {

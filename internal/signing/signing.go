@@ -1,8 +1,10 @@
-// Package signing makes release keys and signed manifests on the operator's own machine, without a server: what the
-// commands muster firmware keygen, sign and inspect do. A private key never leaves the file it was made in.
+// Package signing makes release keys, signed manifests and Secure Boot signatures on the operator's own machine, without
+// a server: what the commands muster firmware keygen, sign and inspect do. A private key never leaves the file it was
+// made in.
 package signing
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,7 +21,10 @@ import (
 
 	"go.step.sm/crypto/pemutil"
 
+	"muster/internal/esp"
+	"muster/internal/esp/image"
 	"muster/internal/firmware"
+	"muster/internal/firmware/espapp"
 	"muster/internal/fleet"
 )
 
@@ -65,35 +70,12 @@ func Keygen(path string, passphrase []byte) (Keypair, error) {
 	return pair, nil
 }
 
-// LoadKey reads the private key in path for signing. passphrase is called only if the key is encrypted. A file that
+// LoadKey reads the private key of a release in path. passphrase is called only if the key is encrypted. A file that
 // others may read is refused: the key in it must be taken as known.
 func LoadKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, error) {
-	info, err := os.Stat(path)
+	key, err := loadPrivate(path, "release key", passphrase)
 	if err != nil {
-		return nil, fileError(err, "read the release key %s", path)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fleet.Errorf(fleet.Forbidden, "release key %s can be read by others (mode %04o); chmod 600 it, and replace it if anyone else uses this machine", path, info.Mode().Perm())
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fileError(err, "read the release key %s", path)
-	}
-	block, _ := pem.Decode(text)
-	if block == nil || !strings.HasSuffix(block.Type, "PRIVATE KEY") {
-		return nil, fleet.Errorf(fleet.Invalid, "%s holds no private key in PEM; make one with: muster firmware keygen", path)
-	}
-	var options []pemutil.Options
-	if block.Type == "ENCRYPTED PRIVATE KEY" {
-		p, err := passphrase()
-		if err != nil {
-			return nil, fleet.Wrap(fleet.Invalid, err, "release key %s is encrypted, and its passphrase could not be read", path)
-		}
-		options = append(options, pemutil.WithPassword(p))
-	}
-	key, err := pemutil.ParseKey(text, options...)
-	if err != nil {
-		return nil, fleet.Wrap(fleet.Invalid, err, "release key %s cannot be read: a wrong passphrase, or not a private key", path)
+		return nil, err
 	}
 	signer, ok := key.(*ecdsa.PrivateKey)
 	if !ok || signer.Curve != elliptic.P256() {
@@ -102,10 +84,45 @@ func LoadKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, err
 	return signer, nil
 }
 
-// Order says what to sign.
+// loadPrivate reads the private key in path, in any PEM form, and calls it what in errors.
+func loadPrivate(path, what string, passphrase func() ([]byte, error)) (any, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fileError(err, "read the %s %s", what, path)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fleet.Errorf(fleet.Forbidden, "%s %s can be read by others (mode %04o); chmod 600 it, and replace it if anyone else uses this machine", what, path, info.Mode().Perm())
+	}
+	text, err := readSome(path, maxPrivatePEM)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+		return nil, fleet.Errorf(fleet.Invalid, "%s holds no private key in PEM; make one with: muster firmware keygen", path)
+	}
+	var options []pemutil.Options
+	if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" { // PKCS #8, and OpenSSL's old form
+		p, err := passphrase()
+		if err != nil {
+			return nil, fleet.Wrap(fleet.Invalid, err, "%s %s is encrypted, and its passphrase could not be read", what, path)
+		}
+		options = append(options, pemutil.WithPassword(p))
+	}
+	key, err := pemutil.ParseKey(text, options...)
+	if err != nil {
+		return nil, fleet.Wrap(fleet.Invalid, err, "%s %s cannot be read: a wrong passphrase, or not a private key", what, path)
+	}
+	return key, nil
+}
+
+// maxPrivatePEM is more than any private key that muster reads, in bytes.
+const maxPrivatePEM = 64 << 10
+
+// Order says what to sign. What is empty comes from the image if that is an ESP32's; what is not must agree with it.
 type Order struct {
 	Image         string // path of the image file
-	Out           string // path of the signed manifest; empty: Image with .jws behind
+	Out           string // path of the signed manifest; empty: that of the image with .jws behind
 	Replace       bool   // overwrite Out
 	Product       fleet.ProductID
 	Version       firmware.Version
@@ -114,7 +131,7 @@ type Order struct {
 	MinVersion    firmware.Version
 	MinRevision   int        // of the chip, × 100; 0: any
 	MaxRevision   int        // of the chip, × 100; 0: any
-	ImageHash     fleet.Hash // what the running device reports; empty: the SHA-256 of the file
+	ImageHash     fleet.Hash // what the running device reports; empty, and not an ESP32's: the SHA-256 of the file
 }
 
 // Signed is a signed manifest in a file.
@@ -122,71 +139,67 @@ type Signed struct {
 	Path     string            `json:"path"`
 	Manifest firmware.Manifest `json:"manifest"`
 	KeyID    string            `json:"key_id"`
+	ESP      bool              `json:"esp"`                // the image is an ESP32's and was checked whole
+	Steps    string            `json:"steps,omitempty"`    // how far its chip's anti-rollback counter can still rise
+	Findings esp.Findings      `json:"findings,omitempty"` // what is worth saying before it goes out
 }
 
-// Sign hashes the image, signs its manifest and writes it. It does not touch the image.
+// Sign makes the manifest of an image, signs it and writes it. It does not touch the image. An ESP32 image must be an
+// application that every device would take.
 func Sign(o Order, signer crypto.Signer) (Signed, error) {
-	m := firmware.Manifest{
+	s := Signed{Path: o.Out, Manifest: firmware.Manifest{
 		Product: o.Product, Version: o.Version, ImageHash: o.ImageHash, Chip: o.Chip, SecureVersion: o.SecureVersion, MinVersion: o.MinVersion,
 		MinChipRevision: o.MinRevision, MaxChipRevision: o.MaxRevision,
-	}
-	var err error
-	if m.SHA256, m.Size, err = hashFile(o.Image); err != nil {
+	}}
+	if err := s.describe(o.Image); err != nil {
 		return Signed{}, err
 	}
-	if m.ImageHash == "" {
-		m.ImageHash = m.SHA256
-	}
-	jws, err := firmware.Sign(m, signer)
+	jws, err := firmware.Sign(s.Manifest, signer)
 	if err != nil {
 		return Signed{}, err
 	}
-	id, err := firmware.KeyID(signer.Public())
-	if err != nil {
+	if s.KeyID, err = firmware.KeyID(signer.Public()); err != nil {
 		return Signed{}, err
 	}
-	out := o.Out
-	if out == "" {
-		out = o.Image + ".jws"
+	if s.Path == "" {
+		s.Path = o.Image + ".jws"
 	}
 	write := writeNew
 	if o.Replace {
 		write = writeOver
 	}
-	return Signed{Path: out, Manifest: m, KeyID: id}, write(out, []byte(jws+"\n"), 0o644)
+	return s, write(s.Path, []byte(jws+"\n"), 0o644)
 }
 
-// Report is what a signed manifest says.
-type Report struct {
-	Manifest firmware.Manifest `json:"manifest"`
-	KeyID    string            `json:"key_id"`
-	Verified bool              `json:"verified"` // by the public key that was given; without one nothing was proven
-}
-
-// Inspect reads the signed manifest in path. With public, the path of a public key, the signature must be that key's;
-// with an empty one nothing is verified.
-func Inspect(path, public string) (Report, error) {
-	jws, err := ReadManifest(path)
+// describe puts into the manifest what the image in path says.
+func (s *Signed) describe(path string) error {
+	f, err := openImage(path)
 	if err != nil {
-		return Report{}, err
+		return err
 	}
-	if public == "" {
-		m, id, err := firmware.Inspect(jws)
-		return Report{Manifest: m, KeyID: id}, err
+	defer f.Close()
+	m := &s.Manifest
+	if m.SHA256, m.Size, err = f.hash(); err != nil {
+		return err
 	}
-	text, err := readSome(public, firmware.MaxKeyPEM)
+	if s.ESP = f.size > 0 && espapp.Recognise(f.first, m.Chip); !s.ESP {
+		if m.ImageHash == "" {
+			m.ImageHash = m.SHA256
+		}
+		return nil
+	}
+	app, err := espapp.Inspect(f, f.size, image.App)
 	if err != nil {
-		return Report{}, err
+		return fileError(err, "read the image %s", path)
 	}
-	key, err := firmware.ParseKey(text, "")
-	if err != nil {
-		return Report{}, err
+	if *m, err = app.Complete(*m); err != nil {
+		return err
 	}
-	v, err := firmware.Verify(jws, func(kid string) (firmware.Key, bool) { return key, kid == key.ID })
-	if err != nil {
-		return Report{}, err
+	if app.Image.SHA256 != m.SHA256 {
+		return fleet.Coded(fleet.Conflict, "esp_file_changed", "%s changed while it was read: sign it again", path)
 	}
-	return Report{Manifest: v.Manifest(), KeyID: v.KeyID(), Verified: true}, nil
+	s.Steps, s.Findings = app.Steps(), append(app.Findings(), app.Doubts(*m)...)
+	return nil
 }
 
 // ReadManifest returns the signed manifest in path as it is sent to the server.
@@ -211,21 +224,48 @@ func readSome(path string, max int64) ([]byte, error) {
 	return b, nil
 }
 
-func hashFile(path string) (fleet.Hash, int64, error) {
+// imageFile is an image that is open.
+type imageFile struct {
+	*os.File
+	size  int64 // bytes
+	first byte  // of the file; 0 if it is empty
+}
+
+func openImage(path string) (*imageFile, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", 0, fileError(err, "read the image %s", path)
+		return nil, fileError(err, "read the image %s", path)
 	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fleet.Errorf(fleet.Invalid, "%s is not a file", path)
+	}
+	first := make([]byte, 1)
+	if err == nil && info.Size() > 0 {
+		_, err = f.ReadAt(first, 0)
+	}
+	if err != nil {
+		return nil, errors.Join(fileError(err, "read the image %s", path), f.Close())
+	}
+	return &imageFile{File: f, size: info.Size(), first: first[0]}, nil
+}
+
+// hash returns the SHA-256 of the file and its size; of a file that is too large for a release only the beginning.
+func (f *imageFile) hash() (fleet.Hash, int64, error) {
 	sum := sha256.New()
-	n, err := io.Copy(sum, io.LimitReader(f, firmware.MaxImageSize+1))
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", 0, fileError(err, "read the image %s", path)
+	n, err := io.Copy(sum, io.NewSectionReader(f, 0, firmware.MaxImageSize+1))
+	if err != nil {
+		return "", 0, fileError(err, "read the image %s", f.Name())
 	}
 	return fleet.HashOf([32]byte(sum.Sum(nil))), n, nil
 }
 
 // writeNew writes a file that must not exist, whole or not at all.
 func writeNew(path string, b []byte, mode fs.FileMode) error {
+	return writeNewFrom(path, bytes.NewReader(b), mode)
+}
+
+func writeNewFrom(path string, from io.WriterTo, mode fs.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if errors.Is(err, fs.ErrExist) {
 		return fleet.Errorf(fleet.Conflict, "%s exists and is not overwritten; choose another name, or move it away", path)
@@ -233,7 +273,7 @@ func writeNew(path string, b []byte, mode fs.FileMode) error {
 	if err != nil {
 		return fileError(err, "write %s", path)
 	}
-	_, err = f.Write(b)
+	_, err = from.WriteTo(f)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return errors.Join(fileError(err, "write %s", path), os.Remove(path))
 	}
@@ -252,7 +292,11 @@ func writeOver(path string, b []byte, mode fs.FileMode) error {
 	return nil
 }
 
+// fileError says what failed; what is an error of muster's own says that already.
 func fileError(err error, format string, a ...any) error {
+	if _, ours := errors.AsType[*fleet.Error](err); ours {
+		return err
+	}
 	kind := fleet.Internal
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -60,8 +60,8 @@ func TestKeygenSignInspect(t *testing.T) {
 			t.Errorf("%s: signed %+v", name, got)
 		}
 		for public, verified := range map[string]bool{"": false, pair.Public: true} {
-			r, err := Inspect(got.Path, public)
-			if err != nil || r.Manifest != want || r.KeyID != pair.ID || r.Verified != verified {
+			r, err := Inspect(Look{File: got.Path, Public: public})
+			if err != nil || r.Err() != nil || *r.Manifest != want || r.KeyID != pair.ID || r.Verified != verified {
 				t.Errorf("%s: %+v, %v", name, r, err)
 			}
 		}
@@ -69,8 +69,8 @@ func TestKeygenSignInspect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Inspect(got.Path, stranger.Public); !fleet.Is(err, fleet.Unprocessable) {
-			t.Errorf("%s: a stranger's key: %v", name, err)
+		if r, err := Inspect(Look{File: got.Path, Public: stranger.Public}); err != nil || r.Err() == nil || r.Verified || !r.Findings.Has("key_unknown") {
+			t.Errorf("%s: a stranger's key: %+v, %v", name, r, err)
 		}
 	}
 }
@@ -118,7 +118,7 @@ func TestNothingIsOverwritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := Inspect(s.Path, ""); err != nil || r.Manifest.Version != "1.0.1" {
+	if r, err := Inspect(Look{File: s.Path}); err != nil || r.Manifest.Version != "1.0.1" {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if left, err := filepath.Glob(filepath.Join(filepath.Dir(s.Path), ".muster-*")); err != nil || len(left) != 0 {
@@ -180,7 +180,7 @@ func TestSignRefuses(t *testing.T) {
 		kind fleet.Kind
 	}{
 		"no image":    {Order{Image: filepath.Join(t.TempDir(), "none"), Product: "lamp", Version: "1.0.0"}, fleet.NotFound},
-		"a folder":    {Order{Image: t.TempDir(), Product: "lamp", Version: "1.0.0"}, fleet.Internal},
+		"a folder":    {Order{Image: t.TempDir(), Product: "lamp", Version: "1.0.0"}, fleet.Invalid},
 		"empty image": {Order{Image: write(t, "a", ""), Product: "lamp", Version: "1.0.0"}, fleet.Unprocessable},
 		"version":     {Order{Image: write(t, "a", "x"), Product: "lamp", Version: "v1"}, fleet.Unprocessable},
 		"product":     {Order{Image: write(t, "a", "x"), Version: "1.0.0"}, fleet.Unprocessable},
@@ -193,7 +193,7 @@ func TestSignRefuses(t *testing.T) {
 		}
 	}
 	long := write(t, "m", strings.Repeat("a", firmware.MaxJWS+10))
-	if _, err := Inspect(long, ""); !fleet.Is(err, fleet.TooLarge) {
+	if _, err := ReadManifest(long); !fleet.Is(err, fleet.TooLarge) {
 		t.Error(err)
 	}
 }
