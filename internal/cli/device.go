@@ -27,7 +27,8 @@ func (a *app) deviceAdd() *cobra.Command {
 		Use: "add ID --product NAME | add --from FILE.csv", Short: "register devices", Args: cobra.MaximumNArgs(1),
 		Long: `Registers one device, or those of a CSV file. The file's first line names its columns: id, product, hardware, and
 groups (with ; between), and label:KEY for labels; only id and product are needed. A device that is registered already with the
-same description stays as it is, so a file may be added again; with --update, one with another description is brought to it.`,
+same description stays as it is, so a file may be added again. With --update, one with another description gets what its line
+names; an empty cell changes nothing.`,
 		Example: "  muster device add sensor-0001 --product sensor --label site=berlin\n  muster device add --from fleet.csv",
 	}
 	f := c.Flags()
@@ -36,7 +37,7 @@ same description stays as it is, so a file may be added again; with --update, on
 	f.StringArrayVar(&labels, "label", nil, "key=value; may be repeated")
 	f.StringArrayVar(&in.Groups, "group", nil, "group that it is in; may be repeated")
 	f.StringVar(&from, "from", "", "CSV file, or - for standard input")
-	f.BoolVar(&update, "update", false, "with --from: give devices that exist the hardware, labels and groups of their line")
+	f.BoolVar(&update, "update", false, "with --from: give devices that exist the hardware, labels and groups that their line names")
 	return a.online(c, func(ctx context.Context, args []string) error {
 		if from != "" {
 			if len(args) > 0 || in.Product != "" || in.Hardware != "" || len(labels)+len(in.Groups) > 0 {

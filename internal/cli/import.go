@@ -41,7 +41,7 @@ func (a *app) importDevices(ctx context.Context, file string, update bool) error
 		if err != nil {
 			m.end()
 			if done > 0 {
-				a.ui.note("the first %d devices are registered; mend the file and add it again", done)
+				a.ui.note("the first %d devices are registered; the fault is among the next %d; mend the file and add it again", done, len(batch))
 			}
 			return err
 		}

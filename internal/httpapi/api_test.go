@@ -564,6 +564,8 @@ func TestTargetsAndGroups(t *testing.T) {
 		`{"devices":["ghost"],"join":["early"]}`:  404,
 		`{"devices":["d000"],"join":["Not OK"]}`:  400,
 		`{"where":"true","devices":["d000"]}`:     400,
+		`{"where":"true"}`:                        400,
+		`{"devices":["Not OK"],"join":["early"]}`: 400,
 		`{"devices":["d000"],"unknown":"member"}`: 400,
 	} {
 		if res := w.send(access.Operator, "POST", "/devices/bulk-update", body); res.StatusCode != want {

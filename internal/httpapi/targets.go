@@ -12,8 +12,13 @@ func (s *Server) previewTarget(c *call) (answer, error) {
 	if err := c.decode(&in); err != nil {
 		return answer{}, err
 	}
-	f := inventory.Filter{Product: fleet.ProductID(in.Product), At: c.at}
+	f := inventory.Filter{At: c.at}
 	var err error
+	if in.Product != "" {
+		if f.Product, err = idInvalid(fleet.ParseProductID(in.Product)); err != nil {
+			return answer{}, err
+		}
+	}
 	if f.Where, err = target.Compile(in.Where); err != nil {
 		return answer{}, err
 	}
@@ -37,7 +42,11 @@ func (s *Server) updateDevices(c *call) (answer, error) {
 		}
 	}
 	for _, id := range in.Devices {
-		b.Devices = append(b.Devices, fleet.DeviceID(id))
+		d, err := idInvalid(fleet.ParseDeviceID(id))
+		if err != nil {
+			return answer{}, err
+		}
+		b.Devices = append(b.Devices, d)
 	}
 	rep, err := s.c.Devices.UpdateMany(c.ctx, c.at, b, c.who.Name)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"muster/internal/fleet"
 	"muster/internal/target"
+	"muster/internal/wire"
 )
 
 // SampleSize is how many ids a preview or a bulk change shows.
@@ -18,13 +19,13 @@ const page = 512
 type Preview struct {
 	Scanned int // devices looked at
 	Count   int
-	Online  int // of those that are chosen
+	Online  int // of those that are chosen, with their certificate
 	Sample  []fleet.DeviceID
 }
 
 func (p *Preview) take(r Row) {
 	p.Count++
-	if r.Status.Online {
+	if r.Status.Online && r.Status.Vhost == wire.VhostDevices {
 		p.Online++
 	}
 	if len(p.Sample) < SampleSize {
@@ -94,6 +95,9 @@ func (inv *Inventory) UpdateMany(ctx context.Context, at time.Time, b Bulk, by s
 	var rep BulkReport
 	if (b.Where == nil) == (len(b.Devices) == 0) || len(b.Devices) > MaxBulk {
 		return rep, fleet.Errorf(fleet.Invalid, "name the devices, 1 to %d of them, or choose them by where: one of both", MaxBulk)
+	}
+	if len(b.Change.Labels)+len(b.Change.Join)+len(b.Change.Leave) == 0 && b.Change.Hardware == nil {
+		return rep, fleet.Errorf(fleet.Invalid, "say what to change: labels, join or leave")
 	}
 	one := func(tx Tx, r Row) error {
 		d, changed, err := b.Change.apply(r.Device)

@@ -127,8 +127,9 @@ type Added struct {
 }
 
 // Add registers devices, all of them or none. A device that exists makes it a Conflict, unless it was added with the same
-// description: then nothing changes, so that a request may be repeated. With update, one that exists gets the hardware, the
-// labels and the groups of its description instead; its product never changes.
+// description: then nothing changes, so that a request may be repeated. With update, one that exists gets what its description
+// names instead: the hardware and the groups if they are not empty, and each of the labels. What it does not name stays, and
+// the product never changes.
 func (inv *Inventory) Add(ctx context.Context, at time.Time, specs []Spec, update bool, by string) ([]Added, error) {
 	if len(specs) == 0 || len(specs) > MaxBulk {
 		return nil, fleet.Errorf(fleet.Invalid, "add 1 to %d devices at a time", MaxBulk)
@@ -169,8 +170,7 @@ func addOne(tx Tx, at time.Time, s Spec, update bool, by string) (Added, error) 
 	case err == nil && have.Product == s.Product && have.Hardware == s.Hardware && sameLabels(have.Labels, s.Labels) && slices.Equal(have.Groups, s.Groups):
 		return Added{Device: have}, nil
 	case err == nil && update && have.Product == s.Product:
-		have.Hardware, have.Labels, have.Groups = s.Hardware, s.Labels, s.Groups
-		return store(tx, at, have, "device.update", by, Added{Changed: true})
+		return bring(tx, at, have, s, by)
 	case err == nil:
 		return Added{}, fleet.Coded(fleet.Conflict, "device_exists", "device %s exists already with another description: change it with an update", s.ID)
 	case !fleet.Is(err, fleet.NotFound):
@@ -178,6 +178,25 @@ func addOne(tx Tx, at time.Time, s Spec, update bool, by string) (Added, error) 
 	}
 	d := fleet.Device{ID: s.ID, Product: s.Product, Hardware: s.Hardware, Labels: s.Labels, Groups: s.Groups, CreatedAt: at.UTC()}
 	return store(tx, at, d, "device.add", by, Added{Created: true})
+}
+
+// bring gives a device what s names of its description.
+func bring(tx Tx, at time.Time, have fleet.Device, s Spec, by string) (Added, error) {
+	c := Change{Labels: map[string]*string{}}
+	if s.Hardware != "" {
+		c.Hardware = &s.Hardware
+	}
+	for k, v := range s.Labels {
+		c.Labels[k] = &v
+	}
+	if len(s.Groups) > 0 {
+		c.Join, c.Leave = s.Groups, slices.DeleteFunc(slices.Clone(have.Groups), func(g string) bool { return slices.Contains(s.Groups, g) })
+	}
+	d, changed, err := c.apply(have)
+	if err != nil || !changed {
+		return Added{Device: have}, err
+	}
+	return store(tx, at, d, "device.update", by, Added{Changed: true})
 }
 
 // store writes a device and its audit line, and completes a with it as it is stored.

@@ -250,6 +250,7 @@ func TestGroupsAndLabelsOfManyAtOnce(t *testing.T) {
 	for name, b := range map[string]inventory.Bulk{
 		"nobody":      {Change: change},
 		"both":        {Where: where, Devices: []fleet.DeviceID{"d1"}},
+		"nothing":     {Where: where},
 		"a stranger":  {Devices: []fleet.DeviceID{"ghost"}, Change: change},
 		"a bad group": {Where: where, Change: inventory.Change{Join: []string{"Not OK"}}},
 	} {
@@ -262,7 +263,15 @@ func TestGroupsAndLabelsOfManyAtOnce(t *testing.T) {
 	if _, err := inv.Add(t.Context(), at, specs[:1], false, "op"); !fleet.Is(err, fleet.Conflict) {
 		t.Errorf("without update: %v", err)
 	}
-	if ds, err := inv.Add(t.Context(), at, specs[:1], true, "op"); err != nil || !ds[0].Changed || ds[0].Created || len(ds[0].Device.Groups) != 0 {
+	ds, err := inv.Add(t.Context(), at, specs[:1], true, "op")
+	if err != nil || !ds[0].Changed || ds[0].Created || ds[0].Device.Labels["n"] != "9" {
+		t.Errorf("%+v, %v", ds, err)
+	}
+	if d := ds[0].Device; fmt.Sprint(d.Groups) != "[a b early]" { // what a line does not name stays
+		t.Errorf("groups %v", d.Groups)
+	}
+	specs[0].Labels, specs[0].Groups = nil, []string{"late"}
+	if ds, err = inv.Add(t.Context(), at, specs[:1], true, "op"); err != nil || fmt.Sprint(ds[0].Device.Groups, ds[0].Device.Labels) != "[late] map[n:9]" {
 		t.Errorf("%+v, %v", ds, err)
 	}
 }
