@@ -471,7 +471,7 @@ type Device struct {
 type DeviceImport struct {
 	Devices []NewDevice `json:"devices"`
 
-	// Update Give devices that exist the hardware, labels and groups of their line, instead of refusing them.
+	// Update Give devices that exist the hardware, the labels and the groups that are named here, instead of refusing them; the rest stays.
 	Update bool `json:"update,omitempty,omitzero"`
 }
 
@@ -1666,6 +1666,10 @@ type ListReleasesParams struct {
 
 // UploadReleaseParams defines parameters for UploadRelease.
 type UploadReleaseParams struct {
+	// BurnSecureVersion The release is meant to raise the secure version of its product. Devices burn that into eFuses for good; without
+	// this, an ESP32 image that would is refused (`secure_version_burns`).
+	BurnSecureVersion *bool `form:"burn_secure_version,omitempty" json:"burn_secure_version,omitempty"`
+
 	// MusterManifest The manifest as a JWS in compact form (RFC 7515), ES256.
 	MusterManifest string `json:"Muster-Manifest"`
 }
@@ -2065,6 +2069,10 @@ type ClientInterface interface {
 	// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
 	// first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
 	// that the manifest names. A release never changes: the same image again is 200, another one 409.
+	//
+	// An ESP32 image (first byte 0xE9, unless the manifest names a chip of another family) is checked whole: it must be an
+	// application that a device would take, and chip, revisions, image hash and secure version of the manifest must be
+	// its own.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2862,6 +2870,10 @@ func (c *Client) ListReleases(ctx context.Context, params *ListReleasesParams, r
 // The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
 // first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
 // that the manifest names. A release never changes: the same image again is 200, another one 409.
+//
+// An ESP32 image (first byte 0xE9, unless the manifest names a chip of another family) is checked whole: it must be an
+// application that a device would take, and chip, revisions, image hash and secure version of the manifest must be
+// its own.
 //
 // Takes any type of body and a specified content type.
 //
@@ -4547,6 +4559,33 @@ func NewUploadReleaseRequestWithBody(server string, params *UploadReleaseParams,
 		return nil, err
 	}
 
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.BurnSecureVersion != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "burn_secure_version", *params.BurnSecureVersion, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
 	if err != nil {
 		return nil, err
@@ -6159,6 +6198,10 @@ type ClientWithResponsesInterface interface {
 	// The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
 	// first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
 	// that the manifest names. A release never changes: the same image again is 200, another one 409.
+	//
+	// An ESP32 image (first byte 0xE9, unless the manifest names a chip of another family) is checked whole: it must be an
+	// application that a device would take, and chip, revisions, image hash and secure version of the manifest must be
+	// its own.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -9607,6 +9650,10 @@ func (c *ClientWithResponses) ListReleasesWithResponse(ctx context.Context, para
 // The body is the image; its signed manifest is in the header `Muster-Manifest`. The manifest is judged before the
 // first byte of the image is read: send `Expect: 100-continue`. `Content-Length` is required and must be the size
 // that the manifest names. A release never changes: the same image again is 200, another one 409.
+//
+// An ESP32 image (first byte 0xE9, unless the manifest names a chip of another family) is checked whole: it must be an
+// application that a device would take, and chip, revisions, image hash and secure version of the manifest must be
+// its own.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //

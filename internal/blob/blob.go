@@ -78,14 +78,14 @@ func (s *Store) Put(ctx context.Context, r io.Reader, max int64) (fleet.Hash, in
 	return st.hash, st.size, st.commit()
 }
 
-// PutIf is Put for a caller who knows what should come: the file is kept only if accept, given its hash and size in
-// bytes, returns nil.
-func (s *Store) PutIf(ctx context.Context, r io.Reader, max int64, accept func(fleet.Hash, int64) error) error {
+// PutIf is Put for a caller who knows what should come: the file is kept only if accept, given its hash, its size in
+// bytes and the file itself, returns nil. accept must not use the file afterwards.
+func (s *Store) PutIf(ctx context.Context, r io.Reader, max int64, accept func(fleet.Hash, int64, io.ReaderAt) error) error {
 	st, err := s.stage(ctx, r, max)
 	if err != nil {
 		return err
 	}
-	if err := accept(st.hash, st.size); err != nil {
+	if err := st.ask(accept); err != nil {
 		if e := st.discard(); e != nil {
 			return errors.Join(err, e)
 		}
@@ -117,6 +117,17 @@ func (s *Store) stage(ctx context.Context, r io.Reader, max int64) (*staged, err
 	}
 	st.hash = fleet.HashOf([32]byte(sum.Sum(nil)))
 	return st, nil
+}
+
+// ask lets accept look at the file.
+func (st *staged) ask(accept func(fleet.Hash, int64, io.ReaderAt) error) error {
+	f, err := st.store.root.Open(st.temp)
+	if err != nil {
+		return storeError(err, "read the image")
+	}
+	err = accept(st.hash, st.size, f)
+	_ = f.Close() // only read
+	return err
 }
 
 // commit puts the file into the store under its hash.

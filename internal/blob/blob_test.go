@@ -98,7 +98,10 @@ func TestPutIf(t *testing.T) {
 	s := open(t, dir)
 	refusal := errors.New("not this one")
 	put := func(answer error) error {
-		return s.PutIf(t.Context(), strings.NewReader("image"), 5, func(h fleet.Hash, size int64) error {
+		return s.PutIf(t.Context(), strings.NewReader("image"), 5, func(h fleet.Hash, size int64, f io.ReaderAt) error {
+			if b, err := io.ReadAll(io.NewSectionReader(f, 0, size+1)); err != nil || string(b) != "image" {
+				t.Errorf("it holds %q, %v", b, err)
+			}
 			if h != hashOf([]byte("image")) || size != 5 {
 				t.Errorf("asked about %s, %d bytes", h, size)
 			}

@@ -11,6 +11,7 @@ import (
 
 	"muster/api"
 	"muster/internal/client"
+	"muster/internal/signing"
 )
 
 func (a *app) firmwareCmd() *cobra.Command {
@@ -45,12 +46,17 @@ func (a *app) readInput(file string, max int64) ([]byte, error) {
 
 func (a *app) firmwareUpload() *cobra.Command {
 	var manifest string
+	var burn bool
 	c := &cobra.Command{
 		Use: "upload IMAGE [--manifest FILE]", Short: "publish a signed release", Args: cobra.ExactArgs(1),
 		Long: `Publishes an image with the manifest that muster firmware sign made; without --manifest, that is IMAGE.jws. A release never
-changes: uploading the same again is harmless, another image needs another version.`,
+changes: uploading the same again is harmless, another image needs another version.
+
+The server checks an ESP32 image whole and compares it with the manifest. One that raises the secure version of its product
+makes every device that takes it burn that into its eFuses, for good: that needs --burn-secure-version.`,
 	}
 	c.Flags().StringVar(&manifest, "manifest", "", "file with the signed manifest")
+	c.Flags().BoolVar(&burn, "burn-secure-version", false, "the release is meant to raise the secure version, which cannot be undone")
 	return a.online(c, func(ctx context.Context, args []string) error {
 		jws, err := a.readInput(first(manifest, args[0]+".jws"), maxManifest)
 		if err != nil {
@@ -68,8 +74,15 @@ changes: uploading the same again is harmless, another image needs another versi
 		if !fi.Mode().IsRegular() || fi.Size() == 0 {
 			return usagef("%s is not a file with an image", args[0])
 		}
+		p := api.UploadReleaseParams{MusterManifest: strings.TrimSpace(string(jws))}
+		if burn {
+			p.BurnSecureVersion = &burn
+		}
+		if err := a.preview(args[0], p.MusterManifest); err != nil {
+			return err
+		}
 		m := a.ui.meter("uploading", fi.Size(), size)
-		rel, created, err := a.client.Upload(ctx, strings.TrimSpace(string(jws)), f, fi.Size(), m.set)
+		rel, created, err := a.client.Upload(ctx, p, f, fi.Size(), m.set)
 		m.end()
 		if err != nil {
 			return err
@@ -82,6 +95,20 @@ changes: uploading the same again is harmless, another image needs another versi
 			a.ui.printf("%s %s %s, %s\n", verb, clean(rel.Product), clean(rel.Version), size(rel.Size))
 		})
 	})
+}
+
+// preview says what the server only would note: that the image calls itself something else, or how much of the chip's
+// anti-rollback counter it uses up. What is wrong with image or manifest the server says.
+func (a *app) preview(path, jws string) error {
+	p, err := signing.Preview(path, jws)
+	if err != nil {
+		return err
+	}
+	a.doubts(p.Warnings)
+	if p.Steps != "" && p.SecureVersion > 0 {
+		a.ui.note("secure version %d: %s", p.SecureVersion, p.Steps)
+	}
+	return nil
 }
 
 func (a *app) firmwareList() *cobra.Command {

@@ -97,3 +97,35 @@ func TestInspectBroken(t *testing.T) {
 	}
 	d.fails(3, "no such file", "firmware", "inspect", filepath.Join(d.dir, "none"))
 }
+
+func TestUploadESPImage(t *testing.T) {
+	d := sit(t, nil)
+	d.release("1.0.0") // a raw one
+	key := filepath.Join(d.dir, "release.key")
+	publish := func(version string, app espfile.App, flags ...string) said {
+		d.t.Helper()
+		image := d.file("app-"+version+".bin", string(app.Bytes(t)))
+		d.run("firmware", "sign", image, "--key", key, "--product", "lamp", "--version", version, "--force")
+		return d.try(append([]string{"firmware", "upload", image}, flags...)...)
+	}
+	s := publish("1.1.0", espfile.App{Version: "1.1.0", MaxRev: 399})
+	if s.code != 0 || strings.Contains(s.err, "warning") {
+		t.Errorf("exit %d\n%s%s", s.code, s.out, s.err)
+	}
+	has(t, d.run("firmware", "show", "lamp", "1.1.0"), "esp32", "up to v3.99")
+	s = publish("1.2.0", espfile.App{Project: "toaster"})
+	if s.code != 0 || !strings.Contains(s.err, `"toaster"`) || !strings.Contains(s.err, `"1.0.0"`) {
+		t.Errorf("a name only warns: exit %d\n%s%s", s.code, s.out, s.err)
+	}
+	s = publish("1.3.0", espfile.App{Version: "1.3.0", SecureVersion: 1})
+	if s.code != 2 || !strings.Contains(s.err, "from 0 to 1") || !strings.Contains(s.err, "31 of 32 steps of the esp32 are left") || !strings.Contains(s.err, "--burn-secure-version") {
+		t.Errorf("exit %d\n%s%s", s.code, s.out, s.err)
+	}
+	d.fails(3, "", "firmware", "show", "lamp", "1.3.0")
+	if s = publish("1.3.0", espfile.App{Version: "1.3.0", SecureVersion: 1}, "--burn-secure-version"); s.code != 0 {
+		t.Errorf("exit %d\n%s%s", s.code, s.out, s.err)
+	}
+	if s = publish("1.4.0", espfile.App{Version: "1.4.0", SecureVersion: 1}); s.code != 0 {
+		t.Errorf("the same secure version again: exit %d\n%s%s", s.code, s.out, s.err)
+	}
+}

@@ -250,14 +250,14 @@ func Items[T any](fetch func(cursor string) (items []T, next string, err error))
 
 // Upload publishes a release: a signed manifest and size bytes of image. sent, if not nil, is told how many bytes have
 // been taken so far. It reports whether the release is new.
-func (c *Client) Upload(ctx context.Context, jws string, image io.Reader, size int64, sent func(int64)) (api.Release, bool, error) {
+func (c *Client) Upload(ctx context.Context, p api.UploadReleaseParams, image io.Reader, size int64, sent func(int64)) (api.Release, bool, error) {
 	body := &counter{r: image, sent: sent}
 	edit := func(_ context.Context, r *http.Request) error {
 		r.ContentLength = size
 		r.Header.Set("Expect", "100-continue") // a refused manifest costs no upload
 		return nil
 	}
-	res, err := c.UploadReleaseWithBody(ctx, &api.UploadReleaseParams{MusterManifest: jws}, "application/octet-stream", body, edit)
+	res, err := c.UploadReleaseWithBody(ctx, &p, "application/octet-stream", body, edit)
 	if err != nil {
 		return api.Release{}, false, err
 	}

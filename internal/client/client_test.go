@@ -165,7 +165,7 @@ func TestUploadIsRefusedBeforeItIsSent(t *testing.T) {
 			_, _ = io.WriteString(w, `{"version":"1.0.0"}`)
 		})
 		var sent int64
-		rel, created, err := c.Upload(t.Context(), "jws", strings.NewReader("image"), 5, func(n int64) { sent = n })
+		rel, created, err := c.Upload(t.Context(), api.UploadReleaseParams{MusterManifest: "jws"}, strings.NewReader("image"), 5, func(n int64) { sent = n })
 		if err != nil || created != want || rel.Version != "1.0.0" || sent != 5 {
 			t.Errorf("%v %v %v %d", rel, created, err, sent)
 		}
@@ -173,7 +173,7 @@ func TestUploadIsRefusedBeforeItIsSent(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, _ *http.Request) { problem(w, 422, "signature_invalid") })
 	var sent int64
 	image := bytes.NewReader(make([]byte, 8<<20))
-	_, _, err := c.Upload(t.Context(), "jws", image, image.Size(), func(n int64) { sent = n })
+	_, _, err := c.Upload(t.Context(), api.UploadReleaseParams{MusterManifest: "jws"}, image, image.Size(), func(n int64) { sent = n })
 	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != "signature_invalid" || sent > 0 {
 		t.Errorf("%v after %d bytes", err, sent)
 	}

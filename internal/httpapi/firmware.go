@@ -9,6 +9,7 @@ import (
 	"muster/api"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
+	"muster/internal/ota"
 )
 
 func (s *Server) listSigningKeys(c *call) (answer, error) {
@@ -151,6 +152,10 @@ func (s *Server) uploadRelease(c *call) (answer, error) {
 	if len(jws) != 1 || jws[0] == "" || len(jws[0]) > maxManifest {
 		return answer{}, fleet.Coded(fleet.Invalid, "manifest_missing", "send the signed manifest, a compact JWS of at most %d bytes, once in the header Muster-Manifest", maxManifest)
 	}
+	burn, err := c.flag("burn_secure_version")
+	if err != nil {
+		return answer{}, err
+	}
 	// An image may take longer than any other call, over a line that is slow but not dead. A server that cannot change its
 	// deadlines (a test's recorder) has none.
 	rc := http.NewResponseController(c.echo.Response())
@@ -161,7 +166,7 @@ func (s *Server) uploadRelease(c *call) (answer, error) {
 		}
 	}
 	body := http.MaxBytesReader(c.echo.Response(), r.Body, r.ContentLength)
-	rel, err := s.c.Firmware.Publish(c.ctx, c.at, jws[0], body, c.who.Name)
+	rel, err := s.c.Firmware.Publish(c.ctx, c.at, ota.Upload{JWS: jws[0], Image: body, By: c.who.Name, BurnSecureVersion: burn != nil && *burn})
 	if err != nil {
 		return answer{}, err
 	}

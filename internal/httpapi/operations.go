@@ -51,7 +51,7 @@ var operations = []operation{
 	{id: "addSigningKey", method: http.MethodPost, path: "/firmware/keys", role: access.Admin, body: jsonBody, do: (*Server).addSigningKey},
 	{id: "revokeSigningKey", method: http.MethodPost, path: "/firmware/keys/:key/revoke", role: access.Admin, do: (*Server).revokeSigningKey},
 	{id: "listReleases", method: http.MethodGet, path: "/firmware/releases", role: access.Viewer, query: append([]string{"product"}, paged...), do: (*Server).listReleases},
-	{id: "uploadRelease", method: http.MethodPost, path: "/firmware/releases", role: access.Operator, body: image, do: (*Server).uploadRelease},
+	{id: "uploadRelease", method: http.MethodPost, path: "/firmware/releases", role: access.Operator, query: []string{"burn_secure_version"}, body: image, do: (*Server).uploadRelease},
 	{id: "getRelease", method: http.MethodGet, path: "/firmware/releases/:product/:version", role: access.Viewer, do: (*Server).getRelease},
 	{id: "setFloor", method: http.MethodPut, path: "/firmware/releases/:product/:version/floor", role: access.Operator, body: jsonBody, do: (*Server).setFloor},
 	{id: "clearFloor", method: http.MethodDelete, path: "/firmware/releases/:product/:version/floor", role: access.Operator, do: (*Server).clearFloor},

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"io"
 	"time"
 
 	"muster/internal/access"
@@ -11,6 +10,7 @@ import (
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
+	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/rollout"
 	"muster/internal/uplink"
@@ -66,9 +66,9 @@ type (
 
 	// Firmware holds releases and the keys that may sign them. It is ota.Catalog.
 	Firmware interface {
-		// Publish judges the manifest before it reads from image. The same release again returns the stored one, whose
+		// Publish judges the manifest before it reads the image. The same release again returns the stored one, whose
 		// UploadedAt is then not at.
-		Publish(ctx context.Context, at time.Time, jws string, image io.Reader, by string) (firmware.Release, error)
+		Publish(ctx context.Context, at time.Time, u ota.Upload) (firmware.Release, error)
 		Release(ctx context.Context, p fleet.ProductID, v firmware.Version) (firmware.Release, error)
 		Releases(ctx context.Context, p fleet.ProductID) ([]firmware.Release, error)
 		// SetFloor marks a release as a floor, or takes the mark off.

@@ -29,9 +29,10 @@ type Tx interface {
 
 // Images is where image files are kept.
 type Images interface {
-	// PutIf receives r, at most max bytes, and keeps it if accept returns nil for its SHA-256 and size. Errors are
-	// accept's own, or of kind TooLarge, Full, Invalid (r broke off) or the context's; then nothing is kept.
-	PutIf(ctx context.Context, r io.Reader, max int64, accept func(fleet.Hash, int64) error) error
+	// PutIf receives r, at most max bytes, and keeps it if accept returns nil for its SHA-256, its size and what it
+	// holds. Errors are accept's own, or of kind TooLarge, Full, Invalid (r broke off) or the context's; then nothing is
+	// kept.
+	PutIf(ctx context.Context, r io.Reader, max int64, accept func(fleet.Hash, int64, io.ReaderAt) error) error
 	Remove(fleet.Hash) error
 	List() ([]fleet.Hash, error)
 }

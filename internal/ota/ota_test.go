@@ -96,7 +96,7 @@ func (w *world) sign(m firmware.Manifest) string {
 }
 
 func (w *world) publish(m firmware.Manifest, image []byte) (firmware.Release, error) {
-	return w.cat.Publish(w.t.Context(), start, w.sign(m), bytes.NewReader(image), "ann")
+	return w.cat.Publish(w.t.Context(), start, ota.Upload{JWS: w.sign(m), Image: bytes.NewReader(image), By: "ann"})
 }
 
 func (w *world) update(f func(tx *bolt.Tx) error) {
@@ -194,7 +194,7 @@ func TestPublish(t *testing.T) {
 	if rel.MD5 != hex.EncodeToString(sum[:]) || rel.KeyID != w.key.ID || rel.UploadedBy != "ann" || !rel.UploadedAt.Equal(start) {
 		t.Errorf("release %+v", rel)
 	}
-	again, err := w.cat.Publish(t.Context(), start.Add(time.Hour), w.sign(manifest("1.0.0", image)), bytes.NewReader(image), "bob")
+	again, err := w.cat.Publish(t.Context(), start.Add(time.Hour), ota.Upload{JWS: w.sign(manifest("1.0.0", image)), Image: bytes.NewReader(image), By: "bob"})
 	if err != nil || again != rel {
 		t.Errorf("the same again: %+v, %v", again, err)
 	}
@@ -268,7 +268,7 @@ func TestPublishRefuses(t *testing.T) {
 		"another image":           {next(nil), strings.NewReader(strings.Repeat("x", len(image))), "unprocessable image_mismatch"},
 		"upload breaks off":       {next(nil), io.MultiReader(bytes.NewReader(image[1:]), iotest.ErrReader(io.ErrUnexpectedEOF)), "invalid "},
 	} {
-		if _, err := w.cat.Publish(t.Context(), start, c.jws, c.image, "ann"); codeOf(err) != c.want {
+		if _, err := w.cat.Publish(t.Context(), start, ota.Upload{JWS: c.jws, Image: c.image, By: "ann"}); codeOf(err) != c.want {
 			t.Errorf("%s: %s, want %s: %v", name, codeOf(err), c.want, err)
 		}
 	}
@@ -280,7 +280,7 @@ func TestPublishRefuses(t *testing.T) {
 	if err != nil || len(files) != 1 {
 		t.Errorf("%d images, %v", len(files), err)
 	}
-	if _, err := w.cat.Publish(t.Context(), start, next(nil), bytes.NewReader(image), "ann"); err != nil {
+	if _, err := w.cat.Publish(t.Context(), start, ota.Upload{JWS: next(nil), Image: bytes.NewReader(image), By: "ann"}); err != nil {
 		t.Errorf("the right one is refused too: %v", err)
 	}
 }
@@ -307,7 +307,7 @@ func TestRevokedDuringUpload(t *testing.T) {
 		}
 		return copy(b, image), io.EOF
 	})
-	_, err := w.cat.Publish(t.Context(), start, w.sign(manifest("1.0.0", image)), revoke, "ann")
+	_, err := w.cat.Publish(t.Context(), start, ota.Upload{JWS: w.sign(manifest("1.0.0", image)), Image: revoke, By: "ann"})
 	if codeOf(err) != "unprocessable key_revoked" {
 		t.Error(err)
 	}
@@ -356,7 +356,7 @@ func TestPublishConcurrently(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
-			rel, err := w.cat.Publish(context.Background(), start, jws[i%2], bytes.NewReader(images[i%2]), "ann")
+			rel, err := w.cat.Publish(context.Background(), start, ota.Upload{JWS: jws[i%2], Image: bytes.NewReader(images[i%2]), By: "ann"})
 			if err != nil {
 				if codeOf(err) != "conflict release_exists" {
 					t.Error(err)
@@ -621,7 +621,7 @@ func TestStoreFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Publish(t.Context(), start, jws, unread{t}, "ann"); !errors.Is(err, broken) {
+	if _, err := c.Publish(t.Context(), start, ota.Upload{JWS: jws, Image: unread{t}, By: "ann"}); !errors.Is(err, broken) {
 		t.Errorf("publish: %v", err)
 	}
 	if _, err := c.Granted(t.Context(), "d1", strings.Repeat("0", 16)); !errors.Is(err, broken) {

@@ -11,20 +11,33 @@ import (
 	"time"
 
 	"muster/internal/firmware"
+	"muster/internal/firmware/espapp"
 	"muster/internal/fleet"
 )
 
+// Upload is an image that is to become a release.
+type Upload struct {
+	JWS   string // the signed manifest
+	Image io.Reader
+	By    string // who publishes it
+	// BurnSecureVersion says that the release is meant to raise the secure version of its product, which devices burn
+	// into eFuses for good.
+	BurnSecureVersion bool
+}
+
 // Publish stores an image and its signed manifest as a release, for good. Publishing the same again changes nothing and
 // returns what there is, so a client may repeat a request whose answer it lost; it also brings back an image file that
-// was lost. Errors: those of firmware.Verify; TooLarge over the limit; Unprocessable (image_mismatch) if the image is not
-// the one that was signed; Conflict (release_exists) if the version has another manifest, and (secure_version_lower) if
-// an older version has a higher secure version; Full when the disk is.
-func (c *Catalog) Publish(ctx context.Context, at time.Time, jws string, image io.Reader, by string) (firmware.Release, error) {
+// was lost. An ESP32 image must be whole and what its manifest says of it. Errors: those of firmware.Verify; TooLarge
+// over the limit; Unprocessable if the image is not the one that was signed (image_mismatch), with the codes of
+// espapp.App.Agree, and if it raises the secure version without being meant to (secure_version_burns); Conflict
+// (release_exists) if the version has another manifest, and (secure_version_lower) if an older version has a higher secure
+// version; Full when the disk is.
+func (c *Catalog) Publish(ctx context.Context, at time.Time, u Upload) (firmware.Release, error) {
 	// Before the upload is read: what is refused now costs nothing.
 	var signed firmware.Verified
 	err := c.c.View(ctx, func(tx Tx) error {
 		var err error
-		signed, err = c.admissible(tx, jws)
+		signed, err = c.admissible(tx, u.JWS)
 		return err
 	})
 	if err != nil {
@@ -32,26 +45,34 @@ func (c *Catalog) Publish(ctx context.Context, at time.Time, jws string, image i
 	}
 	m := signed.Manifest()
 	sum := md5.New() // for Arduino's updater, which checks nothing better; not for security
-	err = c.c.Images.PutIf(ctx, io.TeeReader(image, sum), m.Size, func(hash fleet.Hash, size int64) error {
-		if hash == m.SHA256 && size == m.Size {
-			return nil
+	var app *espapp.App
+	err = c.c.Images.PutIf(ctx, io.TeeReader(u.Image, sum), m.Size, func(hash fleet.Hash, size int64, file io.ReaderAt) error {
+		if hash != m.SHA256 || size != m.Size {
+			return fleet.Coded(fleet.Unprocessable, "image_mismatch",
+				"the image is not the one that was signed: it has %d bytes with SHA-256 %s, the manifest names %d bytes with %s", size, hash, m.Size, m.SHA256)
 		}
-		return fleet.Coded(fleet.Unprocessable, "image_mismatch",
-			"the image is not the one that was signed: it has %d bytes with SHA-256 %s, the manifest names %d bytes with %s", size, hash, m.Size, m.SHA256)
+		var err error
+		if app, err = inspect(file, m); err != nil {
+			return err
+		}
+		return c.c.View(ctx, func(tx Tx) error { return admit(tx, m, app, u.BurnSecureVersion) })
 	})
 	if err != nil {
 		return firmware.Release{}, sizeError(err, m)
 	}
 	// The image is on disk before a record names it: a release without an image would fail devices, an image without a
 	// release is only swept up by Prune. The signature is verified again in the transaction that stores the release,
-	// because a key may have been revoked during the upload.
+	// because a key may have been revoked during the upload; so is all else that may have changed.
 	var rel firmware.Release
 	err = c.c.Update(ctx, func(tx Tx) error {
-		v, err := c.admissible(tx, jws)
+		v, err := c.admissible(tx, u.JWS)
 		if err != nil {
 			return err
 		}
-		rel, err = publish(tx, at, v, hex.EncodeToString(sum.Sum(nil)), by)
+		if err := admit(tx, m, app, u.BurnSecureVersion); err != nil {
+			return err
+		}
+		rel, err = publish(tx, at, v, hex.EncodeToString(sum.Sum(nil)), u.By)
 		return err
 	})
 	return rel, err

@@ -187,3 +187,41 @@ func (r *Report) compare(f *imageFile) error {
 	}
 	return nil
 }
+
+// Worth is what a person should know of an ESP32 image before it is published.
+type Worth struct {
+	Warnings      esp.Findings
+	SecureVersion uint32
+	Steps         string // how far the chip's anti-rollback counter can still rise
+}
+
+// Preview reads the image in path, which is to be published under the signed manifest jws. It is empty if the image is not
+// an ESP32's, and if either is broken, which the server has to say. Errors are about files that cannot be read.
+func Preview(path, jws string) (Worth, error) {
+	m, _, err := firmware.Inspect(jws)
+	if err != nil {
+		return Worth{}, nil
+	}
+	f, err := openImage(path)
+	if err != nil {
+		return Worth{}, err
+	}
+	defer f.Close()
+	if f.size == 0 || !espapp.Recognise(f.first, m.Chip) {
+		return Worth{}, nil
+	}
+	app, err := espapp.Inspect(f, f.size, image.App)
+	if err != nil {
+		return Worth{}, fileError(err, "read the image %s", path)
+	}
+	if app.Err() != nil {
+		return Worth{}, nil
+	}
+	w := Worth{SecureVersion: m.SecureVersion, Steps: app.Steps()}
+	for _, f := range append(app.Findings(), app.Doubts(m)...) {
+		if f.Severity == esp.Warning {
+			w.Warnings = append(w.Warnings, f)
+		}
+	}
+	return w, nil
+}

@@ -114,7 +114,7 @@ func publish(dir string, catalog *ota.Catalog) (firmware.Release, error) {
 	if err != nil {
 		return firmware.Release{}, err
 	}
-	return catalog.Publish(ctx, at, jws, bytes.NewReader(image), "bench")
+	return catalog.Publish(ctx, at, ota.Upload{JWS: jws, Image: bytes.NewReader(image), By: "bench"})
 }
 
 // grantAll rolls rel out to all devices at once.
