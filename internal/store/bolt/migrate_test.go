@@ -39,8 +39,7 @@ func TestUpgradeOfTheFirstSchema(t *testing.T) {
 			t.Errorf("got %+v, want %+v", r.Total, want)
 		}
 		ready := 0
-		err = tx.Ready("spring", 3, func(rollout.Job) (bool, error) { ready++; return true, nil })
-		if err != nil {
+		if err := tx.Ready("spring", 3, func(rollout.Job) (bool, error) { ready++; return true, nil }); err != nil {
 			return err
 		}
 		if live, err := tx.LiveRollouts(); err != nil || len(live) != 1 || live[0] != "spring" {
@@ -48,6 +47,9 @@ func TestUpgradeOfTheFirstSchema(t *testing.T) {
 		}
 		offered := 0
 		jobs, err := tx.Jobs("spring", "", 0)
+		if err != nil {
+			return err
+		}
 		for _, j := range jobs {
 			if j.State == rollout.Offered {
 				offered++

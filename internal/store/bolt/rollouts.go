@@ -297,8 +297,8 @@ func (tx *Tx) Ready(r fleet.RolloutID, ring int, f func(rollout.Job) (bool, erro
 func (tx *Tx) RewoundJobs(r fleet.RolloutID, at time.Time, limit int) (out []rollout.Job, err error) {
 	prefix := text(r)
 	c := tx.b.Bucket(bucketJobsDue).Cursor()
-	k, d := c.Seek(append(bytes.Clone(prefix[:len(prefix)-1]), 1))
-	if k == nil {
+	var k, d []byte
+	if beyond, _ := c.Seek(append(bytes.Clone(prefix[:len(prefix)-1]), 1)); beyond == nil {
 		k, d = c.Last()
 	} else {
 		k, d = c.Prev()

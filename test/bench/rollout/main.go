@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"sync/atomic"
 	"time"
 
 	"muster/internal/dispatch"
@@ -93,9 +92,8 @@ func run(small, middle, large, part int) error {
 
 // site is a store and the engine over it.
 type site struct {
-	db   *bolt.DB
-	d    *dispatch.Dispatcher
-	said atomic.Int64
+	db *bolt.DB
+	d  *dispatch.Dispatcher
 }
 
 func open(path string) (*site, error) {
