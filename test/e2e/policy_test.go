@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"muster/api"
 	"muster/internal/fleet"
@@ -211,7 +210,14 @@ func TestAnOperatorPausesAndAbortsMidDownload(t *testing.T) {
 	if r.Counts["succeeded"] != 1 {
 		t.Errorf("aborted with %v", r.Counts)
 	}
-	time.Sleep(6 * time.Second) // longer than the rest of the download would take
+	s.await("the device has given up what it was downloading", func() bool {
+		for _, e := range s.devs.Since(0, "", simdev.Updating) {
+			if strings.HasPrefix(e.Detail, "failed") {
+				return true
+			}
+		}
+		return false
+	})
 	updated := 0
 	for _, d := range ids {
 		if s.devs.Get(d).Snapshot().Version == "1.1.0" {
