@@ -13,8 +13,18 @@ import (
 // defaultVerify is how long a device is verified if the caller says nothing. A program that embeds rollout.Plan gets 0.
 const defaultVerify = 5 * time.Minute
 
-// maxPreviews is how many dry runs are served at once.
+// maxPreviews is how many walks through the whole fleet are served at once: dry runs, previews, bulk changes.
 const maxPreviews = 2
+
+// walk takes one of their places; done gives it back.
+func (s *Server) walk() (done func(), err error) {
+	select {
+	case s.previews <- struct{}{}:
+		return func() { <-s.previews }, nil
+	default:
+		return nil, fleet.Coded(fleet.TooMany, "too_many_previews", "%d previews are under way, which is as many as may be: try again", maxPreviews)
+	}
+}
 
 // maxNamed is how many devices a target may name.
 const maxNamed = 1000

@@ -22,6 +22,11 @@ func (s *Server) previewTarget(c *call) (answer, error) {
 	if f.Where, err = target.Compile(in.Where); err != nil {
 		return answer{}, err
 	}
+	done, err := s.walk()
+	if err != nil {
+		return answer{}, err
+	}
+	defer done()
 	p, err := s.c.Devices.Preview(c.ctx, f)
 	if err != nil {
 		return answer{}, err
@@ -40,6 +45,11 @@ func (s *Server) updateDevices(c *call) (answer, error) {
 		if b.Where, err = target.Compile(in.Where); err != nil {
 			return answer{}, err
 		}
+		done, err := s.walk()
+		if err != nil {
+			return answer{}, err
+		}
+		defer done()
 	}
 	for _, id := range in.Devices {
 		d, err := idInvalid(fleet.ParseDeviceID(id))

@@ -36,19 +36,19 @@ func (p *Preview) take(r Row) {
 // Preview counts the devices that f chooses. It reads the fleet in pages, each a view of its own.
 func (inv *Inventory) Preview(ctx context.Context, f Filter) (Preview, error) {
 	var p Preview
-	err := inv.pages(ctx, inv.c.View, func(tx Tx, r Row) error {
+	err := inv.pages(ctx, inv.c.View, "", func(_ Tx, r Row) (bool, error) {
 		p.Scanned++
 		if f.Match(r) {
 			p.take(r)
 		}
-		return nil
+		return true, nil
 	})
 	return p, err
 }
 
-// pages calls f with every device, page by page, each in a transaction of its own.
-func (inv *Inventory) pages(ctx context.Context, in func(context.Context, func(Tx) error) error, f func(Tx, Row) error) error {
-	var after fleet.DeviceID
+// pages calls f with the devices after one until it returns false, page by page, each in a transaction of its own: a walk
+// through the whole fleet must not hold the store's pages.
+func (inv *Inventory) pages(ctx context.Context, in func(context.Context, func(Tx) error) error, after fleet.DeviceID, f func(Tx, Row) (bool, error)) error {
 	for more := true; more; {
 		err := in(ctx, func(tx Tx) error {
 			ds, err := tx.Devices(after, page)
@@ -61,7 +61,9 @@ func (inv *Inventory) pages(ctx context.Context, in func(context.Context, func(T
 				if err != nil {
 					return err
 				}
-				if err := f(tx, Row{Device: d, Status: s}); err != nil {
+				goOn, err := f(tx, Row{Device: d, Status: s})
+				if err != nil || !goOn {
+					more = false
 					return err
 				}
 				after = d.ID
@@ -141,12 +143,12 @@ func (inv *Inventory) UpdateMany(ctx context.Context, at time.Time, b Bulk, by s
 		return rep, err
 	}
 	f := Filter{Where: b.Where, At: at}
-	err := inv.pages(ctx, in, func(tx Tx, r Row) error {
+	err := inv.pages(ctx, in, "", func(tx Tx, r Row) (bool, error) {
 		rep.Scanned++
 		if !f.Match(r) {
-			return nil
+			return true, nil
 		}
-		return one(tx, r)
+		return true, one(tx, r)
 	})
 	return rep, err
 }

@@ -338,30 +338,14 @@ func (f Filter) Match(r Row) bool {
 
 // List returns up to page.Limit devices that f chooses, in id order, after page.After. more says whether there are others.
 func (inv *Inventory) List(ctx context.Context, f Filter, page fleet.Page) (rows []Row, more bool, err error) {
-	err = inv.c.View(ctx, func(tx Tx) error {
-		after := fleet.DeviceID(page.After)
-		for {
-			ds, err := tx.Devices(after, 256)
-			if err != nil || len(ds) == 0 {
-				return err
-			}
-			after = ds[len(ds)-1].ID
-			for _, d := range ds {
-				s, err := tx.Status(d.ID)
-				if err != nil {
-					return err
-				}
-				r := Row{Device: d, Status: s}
-				if !f.Match(r) {
-					continue
-				}
-				if len(rows) == page.Limit {
-					more = true
-					return nil
-				}
-				rows = append(rows, r)
-			}
+	err = inv.pages(ctx, inv.c.View, fleet.DeviceID(page.After), func(_ Tx, r Row) (bool, error) {
+		if !f.Match(r) {
+			return true, nil
 		}
+		if more = len(rows) == page.Limit; !more {
+			rows = append(rows, r)
+		}
+		return !more, nil
 	})
 	return rows, more, err
 }
