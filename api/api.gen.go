@@ -781,6 +781,17 @@ type NewRollout struct {
 	Version string `json:"version"`
 }
 
+// NewSecureBootKey defines model for NewSecureBootKey.
+type NewSecureBootKey struct {
+	// Key The public key (SubjectPublicKeyInfo, PEM; RSA-3072, EC P-256 or P-384), or the 64 hex digits of its digest.
+	Key string `json:"key"`
+
+	// Product The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Product Label40 `json:"product"`
+}
+
 // NewSigningKey defines model for NewSigningKey.
 type NewSigningKey struct {
 	// Product The product whose releases it may sign; none: every product.
@@ -1401,6 +1412,25 @@ type RolloutState string
 // SHA256 Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 type SHA256 = string
 
+// SecureBootKey defines model for SecureBootKey.
+type SecureBootKey struct {
+	AddedAt time.Time `json:"added_at"`
+	AddedBy string    `json:"added_by"`
+
+	// Digest Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	Digest  SHA256 `json:"digest"`
+	Product string `json:"product"`
+	Revoked bool   `json:"revoked"`
+
+	// Scheme rsa-3072, ecdsa-p256 or the like; none if only the digest was registered.
+	Scheme string `json:"scheme,omitempty,omitzero"`
+}
+
+// SecureBootKeyList defines model for SecureBootKeyList.
+type SecureBootKeyList struct {
+	Items []SecureBootKey `json:"items"`
+}
+
 // SerialNumber A certificate's serial number, lower-case hex without leading zeros.
 //
 // Examples: 5f2c0a1be4d98370
@@ -1674,6 +1704,11 @@ type UploadReleaseParams struct {
 	MusterManifest string `json:"Muster-Manifest"`
 }
 
+// ListSecureBootKeysParams defines parameters for ListSecureBootKeys.
+type ListSecureBootKeysParams struct {
+	Product OfProduct `form:"product,omitempty" json:"product,omitempty,omitzero"`
+}
+
 // ListQuarantineParams defines parameters for ListQuarantine.
 type ListQuarantineParams struct {
 	// Limit The largest number of items in the answer.
@@ -1746,6 +1781,9 @@ type AddSigningKeyJSONRequestBody = NewSigningKey
 
 // SetFloorJSONRequestBody defines body for SetFloor for application/json ContentType.
 type SetFloorJSONRequestBody = FloorMark
+
+// AddSecureBootKeyJSONRequestBody defines body for AddSecureBootKey for application/json ContentType.
+type AddSecureBootKeyJSONRequestBody = NewSecureBootKey
 
 // CreateRolloutJSONRequestBody defines body for CreateRollout for application/json ContentType.
 type CreateRolloutJSONRequestBody = NewRollout
@@ -2106,6 +2144,38 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
 	SetFloor(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSecureBootKeys List the Secure Boot keys that products have registered, revoked ones included.
+	//
+	// Corresponds with GET /firmware/secure-boot-keys (the `ListSecureBootKeys` operationId).
+	ListSecureBootKeys(ctx context.Context, params *ListSecureBootKeysParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSecureBootKeyWithBody Register a key that the devices of a product trust to sign their images.
+	//
+	// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+	// Secure Boot v2.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+	AddSecureBootKeyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddSecureBootKey Register a key that the devices of a product trust to sign their images.
+	//
+	// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+	// Secure Boot v2.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+	AddSecureBootKey(ctx context.Context, body AddSecureBootKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeSecureBootKey Take a Secure Boot key out of use for good.
+	//
+	// Images that it alone signed are published no more. What is published stays, and no device is touched.
+	//
+	// Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
+	RevokeSecureBootKey(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetSpec This document.
 	//
@@ -2948,6 +3018,78 @@ func (c *Client) SetFloorWithBody(ctx context.Context, product Label40, version 
 // Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
 func (c *Client) SetFloor(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetFloorRequest(c.Server, product, version, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSecureBootKeys List the Secure Boot keys that products have registered, revoked ones included.
+//
+// Corresponds with GET /firmware/secure-boot-keys (the `ListSecureBootKeys` operationId).
+func (c *Client) ListSecureBootKeys(ctx context.Context, params *ListSecureBootKeysParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSecureBootKeysRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSecureBootKeyWithBody Register a key that the devices of a product trust to sign their images.
+//
+// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+// Secure Boot v2.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+func (c *Client) AddSecureBootKeyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSecureBootKeyRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddSecureBootKey Register a key that the devices of a product trust to sign their images.
+//
+// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+// Secure Boot v2.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+func (c *Client) AddSecureBootKey(ctx context.Context, body AddSecureBootKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddSecureBootKeyRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeSecureBootKey Take a Secure Boot key out of use for good.
+//
+// Images that it alone signed are published no more. What is published stays, and no device is touched.
+//
+// Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
+func (c *Client) RevokeSecureBootKey(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeSecureBootKeyRequest(c.Server, product, digest)
 	if err != nil {
 		return nil, err
 	}
@@ -4745,6 +4887,137 @@ func NewSetFloorRequestWithBody(server string, product Label40, version string, 
 	return req, nil
 }
 
+// NewListSecureBootKeysRequest constructs an http.Request for the ListSecureBootKeys method
+func NewListSecureBootKeysRequest(server string, params *ListSecureBootKeysParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/secure-boot-keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "product", params.Product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddSecureBootKeyRequest calls the generic AddSecureBootKey builder with application/json body
+func NewAddSecureBootKeyRequest(server string, body AddSecureBootKeyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddSecureBootKeyRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewAddSecureBootKeyRequestWithBody constructs an http.Request for the AddSecureBootKey method, with any body, and a specified content type
+func NewAddSecureBootKeyRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/secure-boot-keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRevokeSecureBootKeyRequest constructs an http.Request for the RevokeSecureBootKey method
+func NewRevokeSecureBootKeyRequest(server string, product Label40, digest SHA256) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "digest", digest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/secure-boot-keys/%s/%s/revoke", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetSpecRequest constructs an http.Request for the GetSpec method
 func NewGetSpecRequest(server string) (*http.Request, error) {
 	var err error
@@ -6239,6 +6512,42 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /firmware/releases/{product}/{version}/floor (the `SetFloor` operationId).
 	SetFloorWithResponse(ctx context.Context, product Label40, version string, body SetFloorJSONRequestBody, reqEditors ...RequestEditorFn) (*SetFloorResponse, error)
+
+	// ListSecureBootKeysWithResponse List the Secure Boot keys that products have registered, revoked ones included.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /firmware/secure-boot-keys (the `ListSecureBootKeys` operationId).
+	ListSecureBootKeysWithResponse(ctx context.Context, params *ListSecureBootKeysParams, reqEditors ...RequestEditorFn) (*ListSecureBootKeysResponse, error)
+
+	// AddSecureBootKeyWithBodyWithResponse Register a key that the devices of a product trust to sign their images.
+	//
+	// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+	// Secure Boot v2.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+	AddSecureBootKeyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSecureBootKeyResponse, error)
+
+	// AddSecureBootKeyWithResponse Register a key that the devices of a product trust to sign their images.
+	//
+	// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+	// Secure Boot v2.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+	AddSecureBootKeyWithResponse(ctx context.Context, body AddSecureBootKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSecureBootKeyResponse, error)
+
+	// RevokeSecureBootKeyWithResponse Take a Secure Boot key out of use for good.
+	//
+	// Images that it alone signed are published no more. What is published stays, and no device is touched.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
+	RevokeSecureBootKeyWithResponse(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*RevokeSecureBootKeyResponse, error)
 
 	// GetSpecWithResponse This document.
 	//
@@ -7827,6 +8136,150 @@ func (r SetFloorResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SetFloorResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListSecureBootKeysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SecureBootKeyList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSecureBootKeysResponse) GetJSON200() *SecureBootKeyList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSecureBootKeysResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSecureBootKeysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSecureBootKeysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSecureBootKeysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSecureBootKeysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AddSecureBootKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SecureBootKey
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddSecureBootKeyResponse) GetJSON201() *SecureBootKey {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddSecureBootKeyResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddSecureBootKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddSecureBootKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddSecureBootKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddSecureBootKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeSecureBootKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SecureBootKey
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevokeSecureBootKeyResponse) GetJSON200() *SecureBootKey {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeSecureBootKeyResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeSecureBootKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeSecureBootKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeSecureBootKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeSecureBootKeyResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9722,6 +10175,66 @@ func (c *ClientWithResponses) SetFloorWithResponse(ctx context.Context, product 
 	return ParseSetFloorResponse(rsp)
 }
 
+// ListSecureBootKeysWithResponse List the Secure Boot keys that products have registered, revoked ones included.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /firmware/secure-boot-keys (the `ListSecureBootKeys` operationId).
+func (c *ClientWithResponses) ListSecureBootKeysWithResponse(ctx context.Context, params *ListSecureBootKeysParams, reqEditors ...RequestEditorFn) (*ListSecureBootKeysResponse, error) {
+	rsp, err := c.ListSecureBootKeys(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSecureBootKeysResponse(rsp)
+}
+
+// AddSecureBootKeyWithBodyWithResponse Register a key that the devices of a product trust to sign their images.
+//
+// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+// Secure Boot v2.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+func (c *ClientWithResponses) AddSecureBootKeyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddSecureBootKeyResponse, error) {
+	rsp, err := c.AddSecureBootKeyWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSecureBootKeyResponse(rsp)
+}
+
+// AddSecureBootKeyWithResponse Register a key that the devices of a product trust to sign their images.
+//
+// Once a product has a key, an image of it is published only if a registered key that is not revoked signed it for
+// Secure Boot v2.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /firmware/secure-boot-keys (the `AddSecureBootKey` operationId).
+func (c *ClientWithResponses) AddSecureBootKeyWithResponse(ctx context.Context, body AddSecureBootKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddSecureBootKeyResponse, error) {
+	rsp, err := c.AddSecureBootKey(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddSecureBootKeyResponse(rsp)
+}
+
+// RevokeSecureBootKeyWithResponse Take a Secure Boot key out of use for good.
+//
+// Images that it alone signed are published no more. What is published stays, and no device is touched.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
+func (c *ClientWithResponses) RevokeSecureBootKeyWithResponse(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*RevokeSecureBootKeyResponse, error) {
+	rsp, err := c.RevokeSecureBootKey(ctx, product, digest, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeSecureBootKeyResponse(rsp)
+}
+
 // GetSpecWithResponse This document.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -11120,6 +11633,105 @@ func ParseSetFloorResponse(rsp *http.Response) (*SetFloorResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Release
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSecureBootKeysResponse parses an HTTP response from a ListSecureBootKeysWithResponse call
+func ParseListSecureBootKeysResponse(rsp *http.Response) (*ListSecureBootKeysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSecureBootKeysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SecureBootKeyList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddSecureBootKeyResponse parses an HTTP response from a AddSecureBootKeyWithResponse call
+func ParseAddSecureBootKeyResponse(rsp *http.Response) (*AddSecureBootKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddSecureBootKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SecureBootKey
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeSecureBootKeyResponse parses an HTTP response from a RevokeSecureBootKeyWithResponse call
+func ParseRevokeSecureBootKeyResponse(rsp *http.Response) (*RevokeSecureBootKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeSecureBootKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SecureBootKey
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

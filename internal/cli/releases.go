@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) firmwareCmd() *cobra.Command {
-	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.keysCmd())
+	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.keysCmd(), a.secureBootKeysCmd())
 	c.AddCommand(a.offlineFirmware()...)
 	return c
 }

@@ -129,3 +129,30 @@ func TestUploadESPImage(t *testing.T) {
 		t.Errorf("the same secure version again: exit %d\n%s%s", s.code, s.out, s.err)
 	}
 }
+
+func TestSecureBootKeys(t *testing.T) {
+	d := sit(t, nil)
+	d.release("1.0.0")
+	key := filepath.Join(d.dir, "release.key")
+	has(t, d.try("firmware", "secure-boot-keys", "list").err, "no Secure Boot keys")
+	a := d.bootKey("sb_rsa3072_a")
+	const digest = "00ae29ed5fecb4810f10f37512fadf0be39dedaa3884667fa18a9e891e704694"
+	d.fails(2, "private key", "firmware", "secure-boot-keys", "add", "lamp", a)
+	d.fails(1, "no such file", "firmware", "secure-boot-keys", "add", "lamp", "00ae")
+	has(t, d.run("firmware", "secure-boot-keys", "add", "lamp", filepath.Join(d.dir, "sb_rsa3072_a.pub.pem")), digest)
+	has(t, d.run("firmware", "secure-boot-keys", "add", "lamp", digest), digest)
+	has(t, d.run("firmware", "secure-boot-keys", "list", "--product", "lamp"), "rsa-3072", "active", "t-admin")
+
+	image := d.file("app.bin", string(espfile.App{Chip: 0x09, Version: "1.1.0"}.Bytes(t)))
+	signed := filepath.Join(d.dir, "app.signed.bin")
+	release := []string{"--key", key, "--product", "lamp", "--version", "1.1.0"}
+	d.run(append([]string{"firmware", "sign", image}, release...)...)
+	d.fails(2, "no Secure Boot signature", "firmware", "upload", image)
+	d.run(append([]string{"firmware", "sign", image, "--secure-boot", a}, release...)...)
+	d.run("firmware", "upload", signed)
+	has(t, d.run("firmware", "secure-boot-keys", "revoke", "lamp", digest), "revoked")
+	has(t, d.run("firmware", "secure-boot-keys", "list"), "revoked")
+	d.run("firmware", "sign", signed, "--key", key, "--product", "lamp", "--version", "1.2.0", "--force")
+	d.fails(2, "revoked key", "firmware", "upload", signed)
+	d.fails(3, "", "firmware", "secure-boot-keys", "revoke", "lamp", strings.Repeat("0", 64))
+}

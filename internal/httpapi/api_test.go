@@ -509,6 +509,9 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("dropQuarantined", "DELETE", "/quarantine/1", nil)
 	do("createToken", "POST", "/tokens", api.NewToken{Name: "ci", Role: "viewer"})
 	do("deleteToken", "DELETE", "/tokens/ci", nil)
+	digest := strings.Repeat("5f", 32)
+	do("addSecureBootKey", "POST", "/firmware/secure-boot-keys", api.NewSecureBootKey{Product: "lamp", Key: digest})
+	do("revokeSecureBootKey", "POST", "/firmware/secure-boot-keys/lamp/"+digest+"/revoke", nil)
 	do("revokeSigningKey", "POST", "/firmware/keys/"+keys.Items[0].ID+"/revoke", nil)
 
 	// The upload was made by publish, before.

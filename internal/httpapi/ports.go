@@ -76,6 +76,10 @@ type (
 		AddKey(ctx context.Context, at time.Time, text []byte, p fleet.ProductID, by string) (firmware.Key, error)
 		Keys(ctx context.Context) ([]firmware.Key, error)
 		RevokeKey(ctx context.Context, at time.Time, id, by string) (firmware.Key, error)
+		// AddSecureBootKey takes a public key in PEM, or its digest.
+		AddSecureBootKey(ctx context.Context, at time.Time, p fleet.ProductID, text, by string) (firmware.SecureBootKey, error)
+		RevokeSecureBootKey(ctx context.Context, at time.Time, p fleet.ProductID, digest fleet.Hash, by string) (firmware.SecureBootKey, error)
+		SecureBootKeys(ctx context.Context, p fleet.ProductID) ([]firmware.SecureBootKey, error)
 	}
 
 	// Rollouts is dispatch.Dispatcher.

@@ -253,6 +253,8 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		"rollout of no release":     {"POST", "/rollouts", `{"product":"lamp","version":"1.0.0"}`, nil, 404, "not_found"},
 		"version v1":                {"GET", "/firmware/releases/lamp/v1", nil, nil, 400, "id_invalid"},
 		"version in Arabic digits":  {"GET", "/firmware/releases/lamp/%D9%A1.0.0", nil, nil, 400, "id_invalid"},
+		"boot key of another form":  {"POST", "/firmware/secure-boot-keys/lamp/x/revoke", nil, nil, 400, "id_invalid"},
+		"boot key nobody has":       {"POST", "/firmware/secure-boot-keys/lamp/" + strings.Repeat("0", 64) + "/revoke", nil, nil, 404, "not_found"},
 		"key id of another form":    {"POST", "/firmware/keys/x/revoke", nil, nil, 400, "id_invalid"},
 		"own role raised in a body": {"POST", "/tokens", `{"name":"x","role":"root"}`, nil, 400, "invalid"},
 		"token for 0s":              {"POST", "/tokens", `{"name":"x","role":"viewer","expires_in":"0s"}`, nil, 400, "duration_invalid"},

@@ -33,10 +33,12 @@ func admit(tx Tx, m firmware.Manifest, app *espapp.App, burn bool) error {
 	if err == nil || !fleet.Is(err, fleet.NotFound) {
 		return err
 	}
-	if app == nil {
-		return nil
+	if app != nil { // first what is wrong with the image itself
+		if err := app.Agree(m); err != nil {
+			return err
+		}
 	}
-	if err := app.Agree(m); err != nil {
+	if err := trusted(tx, m.Product, app); err != nil || app == nil {
 		return err
 	}
 	return burns(tx, m, app, burn)

@@ -24,6 +24,9 @@ type Tx interface {
 	Key(id string) (firmware.Key, error)
 	PutKey(firmware.Key) error
 	Keys() ([]firmware.Key, error)
+	SecureBootKey(fleet.ProductID, fleet.Hash) (firmware.SecureBootKey, error)
+	PutSecureBootKey(firmware.SecureBootKey) error
+	SecureBootKeys(fleet.ProductID) ([]firmware.SecureBootKey, error)
 	Audit(access.Entry) error
 }
 

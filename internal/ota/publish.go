@@ -29,7 +29,8 @@ type Upload struct {
 // returns what there is, so a client may repeat a request whose answer it lost; it also brings back an image file that
 // was lost. An ESP32 image must be whole and what its manifest says of it. Errors: those of firmware.Verify; TooLarge
 // over the limit; Unprocessable if the image is not the one that was signed (image_mismatch), with the codes of
-// espapp.App.Agree, and if it raises the secure version without being meant to (secure_version_burns); Conflict
+// espapp.App.Agree, if no live Secure Boot key of a product that has any signed it (those of secureboot.Report.Check), and
+// if it raises the secure version without being meant to (secure_version_burns); Conflict
 // (release_exists) if the version has another manifest, and (secure_version_lower) if an older version has a higher secure
 // version; Full when the disk is.
 func (c *Catalog) Publish(ctx context.Context, at time.Time, u Upload) (firmware.Release, error) {

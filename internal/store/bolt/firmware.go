@@ -44,3 +44,25 @@ func (tx *Tx) PutKey(k firmware.Key) error { return put(tx, bucketKeys, []byte(k
 
 // Keys returns all signing keys, revoked ones included, in id order.
 func (tx *Tx) Keys() ([]firmware.Key, error) { return all[firmware.Key](tx, bucketKeys, nil) }
+
+func bootKey(p fleet.ProductID, digest fleet.Hash) []byte { return join(text(p), []byte(digest)) }
+
+// SecureBootKey returns that Secure Boot key of a product, or a NotFound error.
+func (tx *Tx) SecureBootKey(p fleet.ProductID, digest fleet.Hash) (firmware.SecureBootKey, error) {
+	return must[firmware.SecureBootKey](tx, bucketBootKeys, bootKey(p, digest), "Secure Boot key")
+}
+
+// PutSecureBootKey stores k.
+func (tx *Tx) PutSecureBootKey(k firmware.SecureBootKey) error {
+	return put(tx, bucketBootKeys, bootKey(k.Product, k.Digest), k)
+}
+
+// SecureBootKeys returns the Secure Boot keys of a product, of all products if p is empty, revoked ones included, in key
+// order.
+func (tx *Tx) SecureBootKeys(p fleet.ProductID) ([]firmware.SecureBootKey, error) {
+	var prefix []byte
+	if p != "" {
+		prefix = text(p)
+	}
+	return all[firmware.SecureBootKey](tx, bucketBootKeys, prefix)
+}

@@ -25,8 +25,9 @@ var (
 	bucketRequests      = []byte("requests")        // id
 	bucketClosings      = []byte("closings")        // broker user
 
-	bucketReleases = []byte("releases") // product · version
-	bucketKeys     = []byte("keys")     // key id
+	bucketReleases = []byte("releases")  // product · version
+	bucketKeys     = []byte("keys")      // key id
+	bucketBootKeys = []byte("boot-keys") // product · digest
 
 	bucketRollouts    = []byte("rollouts")      // rollout
 	bucketJobs        = []byte("jobs")          // rollout · device
@@ -53,7 +54,7 @@ var (
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
 	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketRequests, bucketClosings,
-	bucketReleases, bucketKeys,
+	bucketReleases, bucketKeys, bucketBootKeys,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
