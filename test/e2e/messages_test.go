@@ -172,6 +172,7 @@ func TestDeviceThatNamesAnotherIsNotBelieved(t *testing.T) {
 	ids := s.add(2)
 	liar, victim := ids[0], ids[1]
 	s.runAll([]fleet.DeviceID{victim}, nil)
+	s.await("the victim's own state", func() bool { return !s.device(victim).Status.StateAt.IsZero() })
 	before := s.device(victim)
 	s.run(liar, func(c *simdev.Config) { c.Faults.ClaimID = victim })
 	s.await("the liar's state", func() bool { return strings.Contains(string(s.device(liar).Status.State), string(victim)) })
