@@ -150,6 +150,7 @@ type reporter struct {
 	mu     sync.Mutex
 	acked  []int
 	losses int
+	why    []string // of each loss, and of each acknowledgement that was not a plain one
 }
 
 // run reports until ctx ends, and connects again when the connection is lost.
@@ -179,13 +180,17 @@ func (r *reporter) session(ctx context.Context, n int) int {
 	}
 	for ; ctx.Err() == nil; n++ {
 		limit, done := context.WithTimeout(ctx, 5*time.Second)
-		_, err := c.Publish(limit, &paho.Publish{Topic: "d/" + string(r.id) + "/up/state", QoS: 1, Payload: fmt.Appendf(nil, `{"n%d":%d}`, n, n)})
+		res, err := c.Publish(limit, &paho.Publish{Topic: "d/" + string(r.id) + "/up/state", QoS: 1, Payload: fmt.Appendf(nil, `{"n%d":%d}`, n, n)})
 		done()
 		r.mu.Lock()
 		if err == nil {
 			r.acked = append(r.acked, n)
+			if res.ReasonCode != 0 {
+				r.why = append(r.why, fmt.Sprintf("%s n%d: acknowledged with reason %#x", time.Now().Format("15:04:05.000"), n, res.ReasonCode))
+			}
 		} else {
 			r.losses++
+			r.why = append(r.why, fmt.Sprintf("%s n%d: %v", time.Now().Format("15:04:05.000"), n, err))
 		}
 		r.mu.Unlock()
 		if err != nil {
@@ -255,9 +260,31 @@ func TestAcknowledgedReportsSurviveAKillOfTheBroker(t *testing.T) {
 		t.Logf("%s: %d acknowledged, %d not", r.id, len(acked), losses)
 		var missing []int
 		if err := s.devs.Await(s.ctx, "stored", func() bool { missing = s.missing(r.id, acked); return len(missing) == 0 }); err != nil {
-			t.Errorf("%s: %d of %d acknowledged reports are lost: %v", r.id, len(missing), len(acked), missing)
+			t.Errorf("%s: %d of %d acknowledged reports are lost: %v\n%s\n%s", r.id, len(missing), len(acked), missing, strings.Join(r.why, "\n"), s.stayed(r.id))
 		}
 	}
+}
+
+// stayed says what musterd's log has of a device and of the broker, and what it set aside.
+func (s *scene) stayed(id fleet.DeviceID) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	out, err := s.w.Muster(ctx, "quarantine", "list")
+	if err != nil {
+		out = err.Error()
+	}
+	log, err := os.ReadFile(s.w.LogFile())
+	if err != nil {
+		return out
+	}
+	var b strings.Builder
+	b.WriteString(out)
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, string(id)) || strings.Contains(line, "broker") || strings.Contains(line, "stored") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // missing returns which numbers are not in the state that muster keeps.
