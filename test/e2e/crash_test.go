@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/go-json-experiment/json"
 
@@ -174,7 +175,8 @@ func (r *reporter) session(ctx context.Context, n int) int {
 		return n
 	}
 	defer conn.Close()
-	c := paho.NewClient(paho.ClientConfig{Conn: conn, PacketTimeout: 5 * time.Second, OnClientError: func(error) { cancel() }, OnServerDisconnect: func(*paho.Disconnect) { cancel() }})
+	// Paho writes a packet in pieces: without the lock a ping lands in the middle of a report, which then is another one.
+	c := paho.NewClient(paho.ClientConfig{Conn: packets.NewThreadSafeConn(conn), PacketTimeout: 5 * time.Second, OnClientError: func(error) { cancel() }, OnServerDisconnect: func(*paho.Disconnect) { cancel() }})
 	if _, err := c.Connect(ctx, &paho.Connect{ClientID: string(r.id), CleanStart: true, KeepAlive: 10}); err != nil {
 		return n
 	}
