@@ -48,6 +48,27 @@ func (e CertificateState) Valid() bool {
 	}
 }
 
+// Defines values for DeviceForecastOutlook.
+const (
+	DeviceForecastOutlookAtRisk     DeviceForecastOutlook = "at-risk"
+	DeviceForecastOutlookLockedOut  DeviceForecastOutlook = "locked-out"
+	DeviceForecastOutlookLockingOut DeviceForecastOutlook = "locking-out"
+)
+
+// Valid indicates whether the value is a known member of the DeviceForecastOutlook enum.
+func (e DeviceForecastOutlook) Valid() bool {
+	switch e {
+	case DeviceForecastOutlookAtRisk:
+		return true
+	case DeviceForecastOutlookLockedOut:
+		return true
+	case DeviceForecastOutlookLockingOut:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FailureKind.
 const (
 	FailureKindFailed     FailureKind = "failed"
@@ -351,8 +372,11 @@ type Certificate struct {
 	NotBefore time.Time `json:"not_before"`
 
 	// Reason RFC 5280 §5.3.1. `unspecified` if none is given.
-	Reason    RevocationReason `json:"reason,omitempty,omitzero"`
-	RevokedAt time.Time        `json:"revoked_at,omitempty,omitzero"`
+	Reason RevocationReason `json:"reason,omitempty,omitzero"`
+
+	// Renewal When a live certificate should be renewed, in the manner of RFC 9773.
+	Renewal   RenewalWindow `json:"renewal,omitempty,omitzero"`
+	RevokedAt time.Time     `json:"revoked_at,omitempty,omitzero"`
 
 	// Serial A certificate's serial number, lower-case hex without leading zeros.
 	//
@@ -365,12 +389,81 @@ type Certificate struct {
 	Via string `json:"via"`
 }
 
+// CertificateForecast defines model for CertificateForecast.
+type CertificateForecast struct {
+	// AtRisk May miss their window.
+	AtRisk int `json:"at_risk"`
+
+	// Devices With a certificate.
+	Devices int              `json:"devices"`
+	Items   []DeviceForecast `json:"items"`
+
+	// LockedOut Their certificate has ended.
+	LockedOut int `json:"locked_out"`
+
+	// LockingOut Nothing says that they will come in time.
+	LockingOut int `json:"locking_out"`
+
+	// More The limit left some out.
+	More bool `json:"more"`
+
+	// Renews Will renew as they always did.
+	Renews int `json:"renews"`
+}
+
+// CertificateHorizon defines model for CertificateHorizon.
+type CertificateHorizon struct {
+	// Devices Devices whose newest certificate ends within that time, and not within a shorter one of the list.
+	Devices int `json:"devices"`
+
+	// First The one whose certificate ends soonest.
+	First string `json:"first,omitempty,omitzero"`
+
+	// Within ended, a time as in 168h, or later.
+	Within string `json:"within"`
+}
+
 // CertificateList defines model for CertificateList.
 type CertificateList struct {
 	Items []Certificate `json:"items"`
 
 	// More There are more than `limit`.
 	More bool `json:"more"`
+}
+
+// CertificatePolicy defines model for CertificatePolicy.
+type CertificatePolicy struct {
+	// By The operator who set it; left out: the settings.
+	By string `json:"by,omitempty,omitzero"`
+
+	// Grace From replaced to revoked.
+	Grace string `json:"grace"`
+
+	// Lifetime Of a device certificate.
+	Lifetime string           `json:"lifetime"`
+	Refused  CertificateTerms `json:"refused,omitempty,omitzero"`
+	Settings CertificateTerms `json:"settings"`
+	Since    time.Time        `json:"since,omitempty,omitzero"`
+
+	// Why Why what the settings ask for was refused.
+	Why string `json:"why,omitempty,omitzero"`
+}
+
+// CertificatePolicyReport defines model for CertificatePolicyReport.
+type CertificatePolicyReport struct {
+	// Devices With a certificate.
+	Devices int  `json:"devices"`
+	DryRun  bool `json:"dry_run"`
+
+	// Lost Devices that renew in time now, and would not with the new terms.
+	Lost   int               `json:"lost"`
+	Policy CertificatePolicy `json:"policy"`
+
+	// Refused Of a dry run: it would be refused without force.
+	Refused bool `json:"refused"`
+
+	// Sample Some of them.
+	Sample []string `json:"sample"`
 }
 
 // CertificateRequest defines model for CertificateRequest.
@@ -386,6 +479,34 @@ type CertificateRequest struct {
 
 // CertificateState defines model for CertificateState.
 type CertificateState string
+
+// CertificateStatus defines model for CertificateStatus.
+type CertificateStatus struct {
+	// Asked Devices that were asked to renew and have no new certificate yet.
+	Asked int `json:"asked"`
+
+	// Barred Disabled and revoked devices; not counted elsewhere.
+	Barred int `json:"barred"`
+
+	// Due Devices whose moment of renewal has come.
+	Due      int                  `json:"due"`
+	Horizons []CertificateHorizon `json:"horizons"`
+
+	// Oldest When the first of those was asked.
+	Oldest time.Time `json:"oldest,omitempty,omitzero"`
+
+	// Without Devices that never had a certificate.
+	Without int `json:"without"`
+}
+
+// CertificateTerms defines model for CertificateTerms.
+type CertificateTerms struct {
+	// Grace From replaced to revoked.
+	Grace string `json:"grace"`
+
+	// Lifetime Of a device certificate.
+	Lifetime string `json:"lifetime"`
+}
 
 // Counts The number of devices in each state; a state with none is missing.
 //
@@ -466,6 +587,32 @@ type Device struct {
 	// Status What the device said of itself, and how it is connected.
 	Status DeviceStatus `json:"status"`
 }
+
+// DeviceForecast defines model for DeviceForecast.
+type DeviceForecast struct {
+	// At When it is or was locked out.
+	At time.Time `json:"at"`
+
+	// Device The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Device Label40 `json:"device"`
+
+	// Fallback It has a password for the fallback, so it can come back by itself.
+	Fallback bool                  `json:"fallback"`
+	LastSeen time.Time             `json:"last_seen,omitempty,omitzero"`
+	Online   bool                  `json:"online"`
+	Outlook  DeviceForecastOutlook `json:"outlook"`
+
+	// Serial A certificate's serial number, lower-case hex without leading zeros.
+	//
+	// Examples: 5f2c0a1be4d98370
+	Serial SerialNumber `json:"serial"`
+	Why    string       `json:"why"`
+}
+
+// DeviceForecastOutlook defines model for DeviceForecast.Outlook.
+type DeviceForecastOutlook string
 
 // DeviceImport defines model for DeviceImport.
 type DeviceImport struct {
@@ -728,6 +875,20 @@ type Limit struct {
 
 	// Then Default: halt.
 	Then Reaction `json:"then,omitempty,omitzero"`
+}
+
+// NewCertificatePolicy Examples: {"dry_run":true,"lifetime":"720h"}
+type NewCertificatePolicy struct {
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// Force Even if it locks out more than the allowed share.
+	Force bool `json:"force,omitempty,omitzero"`
+
+	// Grace Examples: 24h
+	Grace Duration `json:"grace,omitempty,omitzero"`
+
+	// Lifetime Examples: 24h
+	Lifetime Duration `json:"lifetime,omitempty,omitzero"`
 }
 
 // NewDevice Examples: {"hardware":"rev-b","id":"sensor-0001","labels":{"site":"berlin"},"product":"sensor"}
@@ -1100,6 +1261,9 @@ type RenewalPass struct {
 	// Limit At most this many devices.
 	Limit int `json:"limit,omitempty,omitzero"`
 
+	// Over With `within`, `all` or `devices`: instead of asking now, give each device a moment of its own within this time, at which the passes that follow ask it.
+	Over Duration `json:"over,omitempty,omitzero"`
+
 	// Within Examples: 24h
 	Within Duration `json:"within,omitempty,omitzero"`
 }
@@ -1122,12 +1286,26 @@ type RenewalReport struct {
 	// Offline How many of those asked are not connected: they hear of it when they come.
 	Offline int           `json:"offline"`
 	Skipped []RenewalSkip `json:"skipped"`
+
+	// Spread With `over`: how many devices got a window.
+	Spread int `json:"spread"`
+
+	// Waiting Of the devices meant, those that were asked, now or before, and have no new certificate yet.
+	Waiting []string `json:"waiting"`
 }
 
 // RenewalSkip defines model for RenewalSkip.
 type RenewalSkip struct {
 	Device string `json:"device"`
 	Why    string `json:"why"`
+}
+
+// RenewalWindow When a live certificate should be renewed, in the manner of RFC 9773.
+type RenewalWindow struct {
+	// At This device's moment in the window, spread over the fleet: when muster asks it.
+	At    time.Time `json:"at"`
+	End   time.Time `json:"end"`
+	Start time.Time `json:"start"`
 }
 
 // RevocationReason RFC 5280 §5.3.1. `unspecified` if none is given.
@@ -1653,6 +1831,15 @@ type ListCertificatesParams struct {
 	Limit PageLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
+// ForecastCertificatesParams defines parameters for ForecastCertificates.
+type ForecastCertificatesParams struct {
+	// Within Lock-outs that come within this time; without it, whenever.
+	Within Duration `form:"within,omitempty" json:"within,omitempty,omitzero"`
+
+	// Limit The largest number of items in the answer.
+	Limit PageLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+}
+
 // ListDevicesParams defines parameters for ListDevices.
 type ListDevicesParams struct {
 	// Limit The largest number of items in the answer.
@@ -1754,6 +1941,9 @@ type FollowRolloutParams struct {
 	// LastEventID The id of the last decision that was seen.
 	LastEventID string `json:"Last-Event-ID,omitempty,omitzero"`
 }
+
+// SetCertificatePolicyJSONRequestBody defines body for SetCertificatePolicy for application/json ContentType.
+type SetCertificatePolicyJSONRequestBody = NewCertificatePolicy
 
 // RenewCertificatesJSONRequestBody defines body for RenewCertificates for application/json ContentType.
 type RenewCertificatesJSONRequestBody = RenewalPass
@@ -1887,6 +2077,41 @@ type ClientInterface interface {
 	// Corresponds with GET /certificates (the `ListCertificates` operationId).
 	ListCertificates(ctx context.Context, params *ListCertificatesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ForecastCertificates Who will be locked out, when, and why.
+	//
+	// Joins the end and the renewal window of each device's certificate with its habit: how long it used to be away, whether
+	// it answers when it is asked to renew. The worst and soonest come first; devices that will renew are only counted.
+	//
+	// Corresponds with GET /certificates/forecast (the `ForecastCertificates` operationId).
+	ForecastCertificates(ctx context.Context, params *ForecastCertificatesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCertificatePolicy How long certificates hold.
+	//
+	// Corresponds with GET /certificates/policy (the `GetCertificatePolicy` operationId).
+	GetCertificatePolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetCertificatePolicyWithBody Change how long certificates hold.
+	//
+	// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+	// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+	// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+	SetCertificatePolicyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetCertificatePolicy Change how long certificates hold.
+	//
+	// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+	// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+	// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+	SetCertificatePolicy(ctx context.Context, body SetCertificatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// RenewCertificatesWithBody One pass of renewals.
 	//
 	// Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
@@ -1908,6 +2133,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /certificates/renewals (the `RenewCertificates` operationId).
 	RenewCertificates(ctx context.Context, body RenewCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCertificateStatus The fleet by the time that its certificates have left.
+	//
+	// Counts devices, each by the newest certificate that lets it in. Disabled and revoked ones are counted apart.
+	//
+	// Corresponds with GET /certificates/status (the `GetCertificateStatus` operationId).
+	GetCertificateStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetCertificate Show a certificate.
 	//
@@ -2430,6 +2662,81 @@ func (c *Client) ListCertificates(ctx context.Context, params *ListCertificatesP
 	return c.Client.Do(req)
 }
 
+// ForecastCertificates Who will be locked out, when, and why.
+//
+// Joins the end and the renewal window of each device's certificate with its habit: how long it used to be away, whether
+// it answers when it is asked to renew. The worst and soonest come first; devices that will renew are only counted.
+//
+// Corresponds with GET /certificates/forecast (the `ForecastCertificates` operationId).
+func (c *Client) ForecastCertificates(ctx context.Context, params *ForecastCertificatesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForecastCertificatesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCertificatePolicy How long certificates hold.
+//
+// Corresponds with GET /certificates/policy (the `GetCertificatePolicy` operationId).
+func (c *Client) GetCertificatePolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCertificatePolicyRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetCertificatePolicyWithBody Change how long certificates hold.
+//
+// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+func (c *Client) SetCertificatePolicyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetCertificatePolicyRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetCertificatePolicy Change how long certificates hold.
+//
+// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+func (c *Client) SetCertificatePolicy(ctx context.Context, body SetCertificatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetCertificatePolicyRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // RenewCertificatesWithBody One pass of renewals.
 //
 // Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
@@ -2462,6 +2769,23 @@ func (c *Client) RenewCertificatesWithBody(ctx context.Context, contentType stri
 // Corresponds with POST /certificates/renewals (the `RenewCertificates` operationId).
 func (c *Client) RenewCertificates(ctx context.Context, body RenewCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRenewCertificatesRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCertificateStatus The fleet by the time that its certificates have left.
+//
+// Counts devices, each by the newest certificate that lets it in. Disabled and revoked ones are counted apart.
+//
+// Corresponds with GET /certificates/status (the `GetCertificateStatus` operationId).
+func (c *Client) GetCertificateStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCertificateStatusRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -3788,6 +4112,131 @@ func NewListCertificatesRequest(server string, params *ListCertificatesParams) (
 	return req, nil
 }
 
+// NewForecastCertificatesRequest constructs an http.Request for the ForecastCertificates method
+func NewForecastCertificatesRequest(server string, params *ForecastCertificatesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/certificates/forecast")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "within", params.Within, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetCertificatePolicyRequest constructs an http.Request for the GetCertificatePolicy method
+func NewGetCertificatePolicyRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/certificates/policy")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetCertificatePolicyRequest calls the generic SetCertificatePolicy builder with application/json body
+func NewSetCertificatePolicyRequest(server string, body SetCertificatePolicyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetCertificatePolicyRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSetCertificatePolicyRequestWithBody constructs an http.Request for the SetCertificatePolicy method, with any body, and a specified content type
+func NewSetCertificatePolicyRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/certificates/policy")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewRenewCertificatesRequest calls the generic RenewCertificates builder with application/json body
 func NewRenewCertificatesRequest(server string, body RenewCertificatesJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -3824,6 +4273,33 @@ func NewRenewCertificatesRequestWithBody(server string, contentType string, body
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetCertificateStatusRequest constructs an http.Request for the GetCertificateStatus method
+func NewGetCertificateStatusRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/certificates/status")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -6225,6 +6701,45 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /certificates (the `ListCertificates` operationId).
 	ListCertificatesWithResponse(ctx context.Context, params *ListCertificatesParams, reqEditors ...RequestEditorFn) (*ListCertificatesResponse, error)
 
+	// ForecastCertificatesWithResponse Who will be locked out, when, and why.
+	//
+	// Joins the end and the renewal window of each device's certificate with its habit: how long it used to be away, whether
+	// it answers when it is asked to renew. The worst and soonest come first; devices that will renew are only counted.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /certificates/forecast (the `ForecastCertificates` operationId).
+	ForecastCertificatesWithResponse(ctx context.Context, params *ForecastCertificatesParams, reqEditors ...RequestEditorFn) (*ForecastCertificatesResponse, error)
+
+	// GetCertificatePolicyWithResponse How long certificates hold.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /certificates/policy (the `GetCertificatePolicy` operationId).
+	GetCertificatePolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCertificatePolicyResponse, error)
+
+	// SetCertificatePolicyWithBodyWithResponse Change how long certificates hold.
+	//
+	// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+	// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+	// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+	SetCertificatePolicyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetCertificatePolicyResponse, error)
+
+	// SetCertificatePolicyWithResponse Change how long certificates hold.
+	//
+	// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+	// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+	// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+	SetCertificatePolicyWithResponse(ctx context.Context, body SetCertificatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*SetCertificatePolicyResponse, error)
+
 	// RenewCertificatesWithBodyWithResponse One pass of renewals.
 	//
 	// Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
@@ -6246,6 +6761,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /certificates/renewals (the `RenewCertificates` operationId).
 	RenewCertificatesWithResponse(ctx context.Context, body RenewCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*RenewCertificatesResponse, error)
+
+	// GetCertificateStatusWithResponse The fleet by the time that its certificates have left.
+	//
+	// Counts devices, each by the newest certificate that lets it in. Disabled and revoked ones are counted apart.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /certificates/status (the `GetCertificateStatus` operationId).
+	GetCertificateStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCertificateStatusResponse, error)
 
 	// GetCertificateWithResponse Show a certificate.
 	//
@@ -6914,6 +7438,150 @@ func (r ListCertificatesResponse) ContentType() string {
 	return ""
 }
 
+type ForecastCertificatesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CertificateForecast
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ForecastCertificatesResponse) GetJSON200() *CertificateForecast {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ForecastCertificatesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ForecastCertificatesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ForecastCertificatesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ForecastCertificatesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ForecastCertificatesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetCertificatePolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CertificatePolicy
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCertificatePolicyResponse) GetJSON200() *CertificatePolicy {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCertificatePolicyResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCertificatePolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCertificatePolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCertificatePolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCertificatePolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetCertificatePolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CertificatePolicyReport
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetCertificatePolicyResponse) GetJSON200() *CertificatePolicyReport {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetCertificatePolicyResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetCertificatePolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetCertificatePolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetCertificatePolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetCertificatePolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type RenewCertificatesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6956,6 +7624,54 @@ func (r RenewCertificatesResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RenewCertificatesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetCertificateStatusResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CertificateStatus
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCertificateStatusResponse) GetJSON200() *CertificateStatus {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCertificateStatusResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCertificateStatusResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCertificateStatusResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCertificateStatusResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCertificateStatusResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9683,6 +10399,69 @@ func (c *ClientWithResponses) ListCertificatesWithResponse(ctx context.Context, 
 	return ParseListCertificatesResponse(rsp)
 }
 
+// ForecastCertificatesWithResponse Who will be locked out, when, and why.
+//
+// Joins the end and the renewal window of each device's certificate with its habit: how long it used to be away, whether
+// it answers when it is asked to renew. The worst and soonest come first; devices that will renew are only counted.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /certificates/forecast (the `ForecastCertificates` operationId).
+func (c *ClientWithResponses) ForecastCertificatesWithResponse(ctx context.Context, params *ForecastCertificatesParams, reqEditors ...RequestEditorFn) (*ForecastCertificatesResponse, error) {
+	rsp, err := c.ForecastCertificates(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForecastCertificatesResponse(rsp)
+}
+
+// GetCertificatePolicyWithResponse How long certificates hold.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /certificates/policy (the `GetCertificatePolicy` operationId).
+func (c *ClientWithResponses) GetCertificatePolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCertificatePolicyResponse, error) {
+	rsp, err := c.GetCertificatePolicy(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCertificatePolicyResponse(rsp)
+}
+
+// SetCertificatePolicyWithBodyWithResponse Change how long certificates hold.
+//
+// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+func (c *ClientWithResponses) SetCertificatePolicyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetCertificatePolicyResponse, error) {
+	rsp, err := c.SetCertificatePolicyWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetCertificatePolicyResponse(rsp)
+}
+
+// SetCertificatePolicyWithResponse Change how long certificates hold.
+//
+// For certificates that are issued from now on. A change that would lock out more than `certificates.max_lockout_percent`
+// of the fleet, because devices are away for longer than they would have time to renew, is refused with 409
+// `would_lock_out` unless `force` is set. With `dry_run` nothing is changed.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /certificates/policy (the `SetCertificatePolicy` operationId).
+func (c *ClientWithResponses) SetCertificatePolicyWithResponse(ctx context.Context, body SetCertificatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*SetCertificatePolicyResponse, error) {
+	rsp, err := c.SetCertificatePolicy(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetCertificatePolicyResponse(rsp)
+}
+
 // RenewCertificatesWithBodyWithResponse One pass of renewals.
 //
 // Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
@@ -9715,6 +10494,21 @@ func (c *ClientWithResponses) RenewCertificatesWithResponse(ctx context.Context,
 		return nil, err
 	}
 	return ParseRenewCertificatesResponse(rsp)
+}
+
+// GetCertificateStatusWithResponse The fleet by the time that its certificates have left.
+//
+// Counts devices, each by the newest certificate that lets it in. Disabled and revoked ones are counted apart.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /certificates/status (the `GetCertificateStatus` operationId).
+func (c *ClientWithResponses) GetCertificateStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCertificateStatusResponse, error) {
+	rsp, err := c.GetCertificateStatus(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCertificateStatusResponse(rsp)
 }
 
 // GetCertificateWithResponse Show a certificate.
@@ -10779,6 +11573,105 @@ func ParseListCertificatesResponse(rsp *http.Response) (*ListCertificatesRespons
 	return response, nil
 }
 
+// ParseForecastCertificatesResponse parses an HTTP response from a ForecastCertificatesWithResponse call
+func ParseForecastCertificatesResponse(rsp *http.Response) (*ForecastCertificatesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ForecastCertificatesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CertificateForecast
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCertificatePolicyResponse parses an HTTP response from a GetCertificatePolicyWithResponse call
+func ParseGetCertificatePolicyResponse(rsp *http.Response) (*GetCertificatePolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCertificatePolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CertificatePolicy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetCertificatePolicyResponse parses an HTTP response from a SetCertificatePolicyWithResponse call
+func ParseSetCertificatePolicyResponse(rsp *http.Response) (*SetCertificatePolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetCertificatePolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CertificatePolicyReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseRenewCertificatesResponse parses an HTTP response from a RenewCertificatesWithResponse call
 func ParseRenewCertificatesResponse(rsp *http.Response) (*RenewCertificatesResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -10795,6 +11688,39 @@ func ParseRenewCertificatesResponse(rsp *http.Response) (*RenewCertificatesRespo
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RenewalReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCertificateStatusResponse parses an HTTP response from a GetCertificateStatusWithResponse call
+func ParseGetCertificateStatusResponse(rsp *http.Response) (*GetCertificateStatusResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCertificateStatusResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CertificateStatus
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

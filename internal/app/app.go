@@ -152,7 +152,10 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Update:    update(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		View:      view(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		Authority: authority, Sessions: a.management, Log: log, Committed: committed,
-		Policy: enroll.Policy{Lifetime: c.Certificates.Lifetime, MinLifetime: c.Certificates.MinLifetime, Grace: c.Certificates.Grace, Keys: keys},
+		Policy: enroll.Policy{
+			Lifetime: c.Certificates.Lifetime, MinLifetime: c.Certificates.MinLifetime, Grace: c.Certificates.Grace,
+			MaxLockOut: c.Certificates.MaxLockOut / 100, Keys: keys,
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -329,6 +332,14 @@ func (a *App) Start() error {
 	a.serve("device API", func() error { return a.devices.Serve(a.listeners.devices) }, a.devices.Shutdown)
 	a.serve("recovery API", func() error { return a.recoverer.Serve(a.listeners.recovery) }, a.recoverer.Shutdown)
 
+	policy, err := a.enroll.AdoptSettings(context.Background(), time.Now())
+	if err != nil {
+		return err
+	}
+	if policy.Why != "" {
+		a.log.Error("the settings ask for certificates that would lock devices out; the policy before stays in force: see muster certs policy show",
+			"lifetime", policy.Lifetime, "refused", policy.Refused.Lifetime, "why", policy.Why)
+	}
 	a.life.task("signer", a.enroll.Run, a.report("signer"))
 	a.health.Set("signer", nil)
 	a.life.task("outbox", a.pump.Run, a.report("outbox"))

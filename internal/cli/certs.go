@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +11,7 @@ import (
 )
 
 func (a *app) certsCmd() *cobra.Command {
-	return group("certs", "what lets a device in", a.certsList(), a.certsShow(), a.certsStatus(), a.certsRenew(), a.certsRevoke())
+	return group("certs", "what lets a device in", a.certsList(), a.certsShow(), a.certsStatus(), a.certsForecast(), a.certsRenew(), a.certsPolicy(), a.certsRevoke())
 }
 
 func (a *app) certsList() *cobra.Command {
@@ -69,108 +68,6 @@ func (a *app) certsShow() *cobra.Command {
 				"superseded", c.SupersededAt, "revoked", c.RevokedAt, "reason", string(c.Reason), "by", c.By)
 		})
 	})
-}
-
-// horizons are the days by which certs status sorts.
-var horizons = []struct {
-	name   string
-	within time.Duration
-}{{"ended", 0}, {"1 day", 24 * time.Hour}, {"7 days", 7 * 24 * time.Hour}, {"30 days", 30 * 24 * time.Hour}, {"90 days", 90 * 24 * time.Hour}}
-
-func (a *app) certsStatus() *cobra.Command {
-	c := &cobra.Command{
-		Use: "status", Short: "count certificates by the time they have left", Args: cobra.NoArgs,
-		Long: "Counts the certificates in use that end soon, each in the shortest time that it fits. A count of 500 means that there may be more.",
-	}
-	return a.online(c, func(ctx context.Context, _ []string) error {
-		type line struct {
-			Within string `json:"within"`
-			Count  int    `json:"count"`
-			More   bool   `json:"more,omitempty"`
-			First  string `json:"first,omitempty"`
-		}
-		var lines []line
-		seen := 0
-		for _, h := range horizons {
-			within := max(h.within, time.Second)
-			l, err := client.Read[api.CertificateList](a.client.ListCertificates(ctx, &api.ListCertificatesParams{Within: within.String(), Limit: 500}))
-			if err != nil {
-				return err
-			}
-			ln := line{Within: h.name, Count: len(l.Items) - seen, More: l.More}
-			if len(l.Items) > seen {
-				ln.First = l.Items[seen].Device
-			}
-			seen = len(l.Items)
-			lines = append(lines, ln)
-			if l.More {
-				break
-			}
-		}
-		return a.ui.show(lines, func() {
-			t := a.ui.table("ENDS WITHIN", "CERTIFICATES", "SOONEST")
-			for i, l := range lines {
-				n, shade := fmt.Sprint(l.Count), plain
-				if l.More {
-					n += " or more"
-				}
-				if i < 3 && l.Count > 0 {
-					shade = yellow
-				}
-				t.row(l.Within, cell{n, shade}, l.First)
-			}
-			t.print()
-		})
-	})
-}
-
-func (a *app) certsRenew() *cobra.Command {
-	in := api.RenewalPass{}
-	c := &cobra.Command{
-		Use: "renew", Short: "one pass of renewals, for cron", Args: cobra.NoArgs,
-		Long: `Asks devices to renew their certificate: those that are due, nearest end first. A device that was asked already is not
-asked again, so this can run as often as you like. A device that is not connected hears of it when it comes.`,
-		Example: "  muster certs renew --limit 500\n  muster certs renew --all --dry-run",
-	}
-	f := c.Flags()
-	f.StringVar(&in.Within, "within", "", "those that end within this time instead, like 720h")
-	f.BoolVar(&in.All, "all", false, "every device instead")
-	f.StringSliceVar(&in.Devices, "device", nil, "these devices instead")
-	f.IntVar(&in.Limit, "limit", 0, "at most this many; 0: as musterd is configured")
-	f.BoolVar(&in.DryRun, "dry-run", false, "ask nobody, say who would be asked")
-	c.MarkFlagsMutuallyExclusive("within", "all", "device")
-	return a.online(c, func(ctx context.Context, _ []string) error {
-		r, err := client.Read[api.RenewalReport](a.client.RenewCertificates(ctx, in))
-		if err != nil {
-			return err
-		}
-		return a.ui.show(r, func() { a.printRenewals(r) })
-	})
-}
-
-func (a *app) printRenewals(r api.RenewalReport) {
-	verb := "asked"
-	if r.DryRun {
-		verb = "would ask"
-	}
-	a.ui.printf("due %d, %s %d (%d not connected), asked before %d\n", r.Due, verb, len(r.Asked), r.Offline, r.Already)
-	for i, d := range r.Asked {
-		if i == 10 {
-			a.ui.note("  and %d others; --output json names them all", len(r.Asked)-i)
-			break
-		}
-		a.ui.printf("  %s\n", clean(d))
-	}
-	if len(r.Skipped) > 0 {
-		t := a.ui.table("PASSED OVER", "WHY")
-		for _, s := range r.Skipped {
-			t.row(s.Device, s.Why)
-		}
-		t.print()
-	}
-	if r.More {
-		a.ui.note("the limit left some out: run again, or raise --limit")
-	}
 }
 
 func (a *app) certsRevoke() *cobra.Command {

@@ -36,8 +36,8 @@ const (
 
 const exitCodes = `Exit codes:
   0    done
-  1    failed; device why: something blocks the device
-  2    wrong usage, or a request that musterd found wrong
+  1    failed; device why: something blocks the device; certs renew: somebody needs attention
+  2    wrong usage, or a request that musterd found wrong; certs renew: the pass could not be made
   3    there is no such thing
   4    refused: no token, a wrong one, or one without the right
   5    conflict: the thing is in another state than the command supposes
@@ -89,6 +89,12 @@ func Run(ctx context.Context, env Env) int {
 		return exitFailed
 	}
 	code, hints := judge(err, cmd)
+	if v, ok := errors.AsType[*ending](err); ok {
+		code = v.code
+		if v.quiet {
+			return code
+		}
+	}
 	a.ui.fail(err, hints)
 	return code
 }

@@ -88,11 +88,12 @@ type PKI struct {
 // Certificates is the policy of device certificates.
 type Certificates struct {
 	Lifetime      time.Duration `koanf:"lifetime"`
-	MinLifetime   time.Duration `koanf:"min_lifetime"`   // an operator may not ask for less
-	RenewSchedule string        `koanf:"renew_schedule"` // cron expression of the renewal pass; empty: none
-	RenewLimit    int           `koanf:"renew_limit"`    // devices asked in one pass
-	Grace         time.Duration `koanf:"grace"`          // from superseded to revoked
-	Sweep         time.Duration `koanf:"sweep"`          // how often expiry is enforced on live sessions
+	MinLifetime   time.Duration `koanf:"min_lifetime"`        // an operator may not ask for less
+	RenewSchedule string        `koanf:"renew_schedule"`      // cron expression of the renewal pass; empty: none
+	RenewLimit    int           `koanf:"renew_limit"`         // devices asked in one pass
+	Grace         time.Duration `koanf:"grace"`               // from superseded to revoked
+	MaxLockOut    float64       `koanf:"max_lockout_percent"` // of the fleet, by a change of lifetime
+	Sweep         time.Duration `koanf:"sweep"`               // how often expiry is enforced on live sessions
 }
 
 // Recovery is the policy of the fallback.
@@ -144,7 +145,7 @@ func Default() Config {
 		PKI: PKI{Dir: "pki", PassphraseFile: "secrets/ca-passphrase"},
 		Certificates: Certificates{
 			Lifetime: 90 * 24 * time.Hour, MinLifetime: time.Hour, RenewSchedule: "*/10 * * * *", RenewLimit: 1000,
-			Grace: 24 * time.Hour, Sweep: time.Minute,
+			Grace: 24 * time.Hour, MaxLockOut: 1, Sweep: time.Minute,
 		},
 		Recovery: Recovery{NewKeys: "approve", PerDeviceHour: 12, PerSecond: 20, LoginsPerMinute: 10},
 		Firmware: Firmware{MaxImage: 16 << 20},

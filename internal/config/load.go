@@ -245,6 +245,7 @@ func (c *Config) validate() Errors {
 	between(c.Certificates.MinLifetime, time.Second, 10*365*24*time.Hour, "certificates.min_lifetime")
 	between(c.Certificates.Lifetime, c.Certificates.MinLifetime, 10*365*24*time.Hour, "certificates.lifetime")
 	between(c.Certificates.Grace, 0, 365*24*time.Hour, "certificates.grace")
+	say(c.Certificates.MaxLockOut > 0 && c.Certificates.MaxLockOut <= 100, "certificates.max_lockout_percent", "wants more than 0, at most 100")
 	between(c.Certificates.Sweep, time.Second, time.Hour, "certificates.sweep")
 	say(c.Certificates.RenewLimit >= 1, "certificates.renew_limit", "wants at least 1")
 	if c.Certificates.RenewSchedule != "" {

@@ -108,7 +108,15 @@ func (e *Enroller) ComposeRenew(tx Tx, id fleet.DeviceID) ([]byte, error) {
 	if err != nil || dev.RenewSince.IsZero() || dev.Disabled || dev.RecoveryOff != "" {
 		return nil, err
 	}
-	return wire.Encode(wire.CertOrder{Op: wire.CertRenew}), nil
+	c, err := newestLive(tx, dev)
+	if err != nil {
+		return nil, err
+	}
+	o := wire.CertOrder{Op: wire.CertRenew, Retry: int(e.policy.AskAgain / time.Second)}
+	if c.Serial != "" {
+		o.By = c.Window().End.Unix()
+	}
+	return wire.Encode(o), nil
 }
 
 // ComposeNo returns the payload of dn/cert that tells a device why it gets no certificate: ref is the Ref of the outbox

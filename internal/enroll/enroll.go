@@ -36,7 +36,11 @@ type Tx interface {
 	CertificatesByKey(fleet.Hash) ([]pki.Certificate, error)
 	IntendedCertificates(limit int) ([]pki.Certificate, error)
 	CertificatesEnding(before time.Time, limit int) ([]pki.Certificate, error)
+	CertificatesDue(at time.Time, limit int) ([]pki.Certificate, error)
 	SupersededCertificates(before time.Time, limit int) ([]pki.Certificate, error)
+
+	CertificatePolicy() (p pki.Policy, ok bool, err error)
+	PutCertificatePolicy(pki.Policy) error
 
 	PutClosing(pki.Closing) error
 	Closings() ([]pki.Closing, error)
@@ -66,10 +70,11 @@ type Sessions interface {
 
 // Policy is what a fleet can choose. Zero values mean what the comments say.
 type Policy struct {
-	Lifetime    time.Duration // of a certificate; 90 days
+	Lifetime    time.Duration // of a certificate, unless other terms were put in force; 90 days
 	MinLifetime time.Duration // an operator may not ask for less; one minute
 	Backdate    time.Duration // a slow clock of the broker must not refuse a new certificate; one hour
-	Grace       time.Duration // from superseded to revoked; one day
+	Grace       time.Duration // from superseded to revoked, unless other terms were put in force; one day
+	MaxLockOut  float64       // share of the fleet that a change of terms may lock out without force; 0.01
 	AskAgain    time.Duration // a device that was asked to renew is asked again after; six hours
 	PerDay      int           // certificates that a device may ask for itself in a day; 24
 	Keys        pki.KeyPolicy
@@ -86,6 +91,9 @@ func (p Policy) withDefaults() Policy {
 	set(&p.Backdate, time.Hour)
 	set(&p.Grace, 24*time.Hour)
 	set(&p.AskAgain, 6*time.Hour)
+	if p.MaxLockOut == 0 {
+		p.MaxLockOut = 0.01
+	}
 	if p.PerDay == 0 {
 		p.PerDay = 24
 	}
@@ -124,7 +132,7 @@ type Enroller struct {
 // New returns an Enroller. It returns an Invalid error if the policy makes no sense.
 func New(c Config) (*Enroller, error) {
 	p := c.Policy.withDefaults()
-	if p.Lifetime < time.Second || p.MinLifetime > p.Lifetime || p.Backdate < 0 || p.Grace < 0 || p.AskAgain < 0 || p.PerDay < 1 {
+	if p.Lifetime < time.Second || p.MinLifetime > p.Lifetime || p.Backdate < 0 || p.Grace < 0 || p.AskAgain < 0 || p.PerDay < 1 || p.MaxLockOut < 0 || p.MaxLockOut > 1 {
 		return nil, fleet.Errorf(fleet.Invalid, "certificates: lifetime %s, minimum %s, grace %s and the rest of the policy do not fit together", p.Lifetime, p.MinLifetime, p.Grace)
 	}
 	if c.Committed == nil {

@@ -42,11 +42,15 @@ func (e *Enroller) Issue(ctx context.Context, at time.Time, id fleet.DeviceID, c
 	if err := key.ForDevice(id); err != nil {
 		return pki.Certificate{}, err
 	}
-	if o.Lifetime != 0 && (o.Lifetime < e.policy.MinLifetime || o.Lifetime > e.policy.Lifetime) {
-		return pki.Certificate{}, fleet.Errorf(fleet.Invalid, "lifetime: use %s to %s", e.policy.MinLifetime, e.policy.Lifetime)
-	}
 	var c pki.Certificate
 	err = e.c.Update(ctx, func(tx Tx) error {
+		t, err := e.terms(tx)
+		if err != nil {
+			return err
+		}
+		if o.Lifetime != 0 && (o.Lifetime < e.policy.MinLifetime || o.Lifetime > t.Lifetime) {
+			return fleet.Errorf(fleet.Invalid, "lifetime: use %s to %s", e.policy.MinLifetime, t.Lifetime)
+		}
 		dev, err := tx.Device(id)
 		if err != nil {
 			return err
@@ -185,7 +189,11 @@ func (e *Enroller) intend(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, w 
 	}
 	life := w.lifetime
 	if life == 0 {
-		life = max(pki.Dither(e.policy.Lifetime, serial), e.policy.MinLifetime)
+		t, err := e.terms(tx)
+		if err != nil {
+			return pki.Certificate{}, err
+		}
+		life = max(pki.Dither(t.Lifetime, serial), e.policy.MinLifetime)
 	}
 	c := pki.Certificate{
 		Serial: serial, Device: dev.ID, State: pki.Intended, Via: w.via, PublicKey: key.PublicKey, KeyHash: key.KeyHash,

@@ -20,6 +20,9 @@ type RenewOptions struct {
 	Limit   int              // devices asked at most; 0: no limit
 	DryRun  bool             // nobody is asked
 	By      string           // name of the token; empty: the scheduler
+	// Over spreads the renewals: instead of being asked now, the devices get a window that begins now and is so long, each
+	// is due at its own moment of it, and the passes that follow ask them (RFC 9773: the server sets the window).
+	Over time.Duration
 }
 
 // Renewals reports what a pass did.
@@ -27,6 +30,8 @@ type Renewals struct {
 	Due     int              // devices the options mean, those of Already included
 	Asked   []fleet.DeviceID // now, nearest expiry first; in a dry run, that would be
 	Already int              // asked before and not due to be asked again
+	Waiting []fleet.DeviceID // of those meant, that were asked, now or before, and have no new certificate yet
+	Spread  int              // got a window instead of being asked
 	Offline int              // of those asked: they are told when they say hello
 	Skipped []Skip
 	More    bool // the limit left some out
@@ -51,6 +56,9 @@ func (e *Enroller) RenewPass(ctx context.Context, at time.Time, o RenewOptions) 
 			named++
 		}
 	}
+	if o.Over < 0 || o.Over > 0 && named == 0 {
+		return Renewals{}, fleet.Errorf(fleet.Invalid, "renewal: a time to spread over goes with a time, all, or devices")
+	}
 	if named > 1 || o.Within < 0 || o.Limit < 0 {
 		return Renewals{}, fleet.Errorf(fleet.Invalid, "renewal: give one of a time, all, or devices, and no negative numbers")
 	}
@@ -63,7 +71,7 @@ func (e *Enroller) RenewPass(ctx context.Context, at time.Time, o RenewOptions) 
 		part := r
 		err := e.c.Update(ctx, func(tx Tx) error {
 			part = r
-			part.Asked, part.Skipped = slices.Clone(r.Asked), slices.Clone(r.Skipped)
+			part.Asked, part.Skipped, part.Waiting = slices.Clone(r.Asked), slices.Clone(r.Skipped), slices.Clone(r.Waiting)
 			for _, id := range batch {
 				if err := e.ask(tx, at, id, o, &part); err != nil {
 					return err
@@ -95,23 +103,23 @@ func (e *Enroller) candidates(ctx context.Context, at time.Time, o RenewOptions)
 			}
 			return nil
 		}
-		// No certificate lives longer than the policy's lifetime, so beyond a third of it no window is open.
-		before := at.Add(e.policy.Lifetime/3 + time.Second)
+		var list []pki.Certificate
+		var err error
 		switch {
 		case o.All:
-			before = at.Add(200 * 365 * 24 * time.Hour)
+			list, err = tx.CertificatesEnding(at.Add(200*365*24*time.Hour), 0)
 		case o.Within != 0:
-			before = at.Add(o.Within)
+			list, err = tx.CertificatesEnding(at.Add(o.Within), 0)
+		default: // those due for longest come first, but who ends first is asked first: after an outage both matter
+			list, err = tx.CertificatesDue(at, 0)
+			slices.SortStableFunc(list, func(a, b pki.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 		}
-		// Those of a longer lifetime that the policy had before come into sight later, but well before their end.
-		list, err := tx.CertificatesEnding(before, 0)
 		if err != nil {
 			return err
 		}
 		seen := map[fleet.DeviceID]bool{}
 		for _, c := range list {
-			open := o.All || o.Within != 0 || c.Due(at)
-			if c.State.Live() && open && !seen[c.Device] {
+			if c.State.Live() && !seen[c.Device] {
 				seen[c.Device] = true
 				who = append(who, c.Device)
 			}
@@ -142,8 +150,12 @@ func (e *Enroller) ask(tx Tx, at time.Time, id fleet.DeviceID, o RenewOptions, r
 	case why != "":
 		r.Skipped = append(r.Skipped, Skip{id, why})
 		return nil
+	case o.Over > 0:
+		r.Spread++
+		return e.spread(tx, at, dev, o)
 	case !dev.RenewSince.IsZero() && at.Before(dev.RenewAsked.Add(e.policy.AskAgain)):
 		r.Already++
+		r.Waiting = append(r.Waiting, id)
 		return nil
 	case o.Limit > 0 && len(r.Asked) == o.Limit:
 		r.More = true
@@ -154,6 +166,9 @@ func (e *Enroller) ask(tx Tx, at time.Time, id fleet.DeviceID, o RenewOptions, r
 		return err
 	}
 	r.Asked = append(r.Asked, id)
+	if !o.DryRun || !dev.RenewSince.IsZero() {
+		r.Waiting = append(r.Waiting, id)
+	}
 	if !st.Online {
 		r.Offline++
 	}
@@ -176,6 +191,22 @@ func (e *Enroller) ask(tx Tx, at time.Time, id fleet.DeviceID, o RenewOptions, r
 		return nil // the scheduler's passes would fill the trail; the issue that follows is in it
 	}
 	return audit(tx, at, o.By, "certificate.renew", id, "")
+}
+
+// spread gives the newest certificate of dev a window of its own.
+func (e *Enroller) spread(tx Tx, at time.Time, dev fleet.Device, o RenewOptions) error {
+	c, err := newestLive(tx, dev)
+	if err != nil || o.DryRun {
+		return err
+	}
+	c.Suggested = c.Suggest(at, o.Over)
+	if err := tx.PutCertificate(c); err != nil {
+		return err
+	}
+	if o.By == "" {
+		return nil
+	}
+	return audit(tx, at, o.By, "certificate.window", dev.ID, "serial "+string(c.Serial)+" until "+c.Suggested.End.UTC().Format(time.RFC3339))
 }
 
 // notDue is the reason that is none: a newer certificate is on its way, or the pass means others.

@@ -32,7 +32,11 @@ func (e *Enroller) Sweep(ctx context.Context, at time.Time) (Swept, error) {
 		return s, err
 	}
 	s.Retired, err = e.sweep(ctx, func(tx Tx) ([]pki.Certificate, error) {
-		return tx.SupersededCertificates(at.Add(-e.policy.Grace), sweepBatch)
+		t, err := e.terms(tx)
+		if err != nil {
+			return nil, err
+		}
+		return tx.SupersededCertificates(at.Add(-t.Grace), sweepBatch)
 	}, func(tx Tx, c pki.Certificate) error {
 		return revokeOne(tx, at, c, pki.ReasonSuperseded, self)
 	})

@@ -481,6 +481,7 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("newFallbackPassword", "POST", "/devices/n1/fallback-password", nil)
 	do("issueCertificate", "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr}).decode(t, &cert)
 	do("renewCertificates", "POST", "/certificates/renewals", `{"devices":["d000"]}`)
+	do("setCertificatePolicy", "PUT", "/certificates/policy", `{"lifetime":"1440h"}`)
 	do("revokeCertificate", "POST", "/certificates/"+cert.Serial+"/revocation", `{}`)
 	do("addSigningKey", "POST", "/firmware/keys", api.NewSigningKey{PublicKey: pub})
 	do("setFloor", "PUT", "/firmware/releases/lamp/1.0.0/floor", `{}`)

@@ -144,45 +144,6 @@ func reasonName(code int) api.RevocationReason {
 	return "unspecified"
 }
 
-func (s *Server) renewCertificates(c *call) (answer, error) {
-	var in api.RenewalPass
-	if err := c.decode(&in); err != nil {
-		return answer{}, err
-	}
-	p := enroll.RenewOptions{All: in.All, Limit: in.Limit, DryRun: in.DryRun, By: c.who.Name}
-	if in.Within != "" {
-		var err error
-		if p.Within, err = duration("within", in.Within, time.Second, maxWithin); err != nil {
-			return answer{}, err
-		}
-	}
-	if in.Limit < 0 || in.Limit > 100_000 {
-		return answer{}, fleet.Coded(fleet.Invalid, "limit_invalid", "limit: use 1 to 100000")
-	}
-	if len(in.Devices) > 1000 {
-		return answer{}, fleet.Coded(fleet.Invalid, "too_many_devices", "devices: name at most 1000 in one call")
-	}
-	for _, d := range in.Devices {
-		id, err := idInvalid(fleet.ParseDeviceID(d))
-		if err != nil {
-			return answer{}, err
-		}
-		p.Devices = append(p.Devices, id)
-	}
-	r, err := s.c.Certificates.RenewPass(c.ctx, c.at, p)
-	if err != nil {
-		return answer{}, err
-	}
-	out := api.RenewalReport{DryRun: in.DryRun, Due: r.Due, Already: r.Already, Offline: r.Offline, More: r.More, Asked: []string{}, Skipped: []api.RenewalSkip{}}
-	for _, d := range r.Asked {
-		out.Asked = append(out.Asked, string(d))
-	}
-	for _, k := range r.Skipped {
-		out.Skipped = append(out.Skipped, api.RenewalSkip{Device: string(k.Device), Why: k.Why})
-	}
-	return ok(out)
-}
-
 func showCertificate(c pki.Certificate) api.Certificate {
 	var chain strings.Builder
 	for _, der := range c.Chain {
@@ -192,6 +153,10 @@ func showCertificate(c pki.Certificate) api.Certificate {
 		Serial: string(c.Serial), Device: string(c.Device), State: api.CertificateState(c.State), Via: string(c.Via),
 		KeySHA256: string(c.KeyHash), Chain: chain.String(), NotBefore: c.NotBefore, NotAfter: c.NotAfter, IntendedAt: c.IntendedAt,
 		IssuedAt: c.IssuedAt, ActiveAt: c.ActiveAt, SupersededAt: c.SupersededAt, RevokedAt: c.RevokedAt, By: c.By,
+	}
+	if c.State.Live() {
+		w := c.Window()
+		out.Renewal = api.RenewalWindow{Start: w.Start, End: w.End, At: pki.RenewAt(c, c.Device)}
 	}
 	if c.State == pki.Revoked {
 		out.Reason = reasonName(c.Reason)

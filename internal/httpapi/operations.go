@@ -41,6 +41,10 @@ var operations = []operation{
 	{id: "issueCertificate", method: http.MethodPost, path: "/devices/:device/certificates", role: access.Operator, body: jsonBody, do: (*Server).issueCertificate},
 	{id: "listCertificates", method: http.MethodGet, path: "/certificates", role: access.Viewer, query: []string{"within", "limit"}, do: (*Server).listCertificates},
 	{id: "renewCertificates", method: http.MethodPost, path: "/certificates/renewals", role: access.Operator, body: jsonBody, do: (*Server).renewCertificates},
+	{id: "getCertificateStatus", method: http.MethodGet, path: "/certificates/status", role: access.Viewer, do: (*Server).getCertificateStatus},
+	{id: "forecastCertificates", method: http.MethodGet, path: "/certificates/forecast", query: []string{"within", "limit"}, role: access.Viewer, do: (*Server).forecastCertificates},
+	{id: "getCertificatePolicy", method: http.MethodGet, path: "/certificates/policy", role: access.Viewer, do: (*Server).getCertificatePolicy},
+	{id: "setCertificatePolicy", method: http.MethodPut, path: "/certificates/policy", role: access.Admin, body: jsonBody, do: (*Server).setCertificatePolicy},
 	{id: "getCertificate", method: http.MethodGet, path: "/certificates/:serial", role: access.Viewer, do: (*Server).getCertificate},
 	{id: "revokeCertificate", method: http.MethodPost, path: "/certificates/:serial/revocation", role: access.Operator, body: jsonBody, do: (*Server).revokeCertificate},
 

@@ -53,6 +53,12 @@ type (
 		// Revoke is idempotent. reason is of RFC 5280 §5.3.1.
 		Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (enroll.Revocation, error)
 		RenewPass(ctx context.Context, at time.Time, o enroll.RenewOptions) (enroll.Renewals, error)
+		FleetStatus(ctx context.Context, at time.Time) (enroll.FleetStatus, error)
+		Forecast(ctx context.Context, at time.Time, o enroll.ForecastOptions) (enroll.FleetForecast, error)
+		CertificatePolicy(ctx context.Context) (pki.Policy, error)
+		// TryPolicy says what SetPolicy would do, and whether it would refuse.
+		TryPolicy(ctx context.Context, at time.Time, t pki.Terms) (i pki.Impact, refused bool, err error)
+		SetPolicy(ctx context.Context, at time.Time, t pki.Terms, force bool, by string) (pki.Policy, pki.Impact, error)
 	}
 
 	// Recovery holds the certificate requests with a new key. It is recovery's use case.

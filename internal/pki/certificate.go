@@ -71,6 +71,9 @@ type Certificate struct {
 	Reason       int       `json:"reason,omitempty"` // RFC 5280 §5.3.1, of a revocation
 	By           string    `json:"by,omitempty"`     // operator who asked for or revoked it
 
+	// Suggested is the renewal window that an operator set for it; zero: the one that its life gives.
+	Suggested Window `json:"suggested,omitzero"`
+
 	// Bare says that it was also offered without a fallback password: using it does not prove that the device holds the
 	// newest password, so the older ones must live on.
 	Bare bool `json:"bare,omitempty"`

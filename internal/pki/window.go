@@ -11,8 +11,8 @@ import (
 // Window is when a certificate should be renewed, in the manner of RFC 9773 (ARI): a device is asked at some stable
 // moment of it.
 type Window struct {
-	Start time.Time // two thirds of its life
-	End   time.Time // a tenth of its life later
+	Start time.Time `json:"start"` // two thirds of its life
+	End   time.Time `json:"end"`   // a tenth of its life later
 }
 
 // RenewalWindow returns when a certificate that works from from until notAfter should be renewed.
@@ -24,6 +24,9 @@ func RenewalWindow(from, notAfter time.Time) Window {
 // Window returns when c should be renewed. Its life counts from when it was asked for, not from the backdated NotBefore:
 // for a short-lived one that hour would open the window before it was issued.
 func (c Certificate) Window() Window {
+	if c.Suggested != (Window{}) {
+		return c.Suggested
+	}
 	from := c.NotBefore
 	if c.IntendedAt.After(from) {
 		from = c.IntendedAt
@@ -36,6 +39,19 @@ func (c Certificate) Window() Window {
 func RenewAt(c Certificate, device fleet.DeviceID) time.Time {
 	w := c.Window()
 	return w.Start.Add(spread(string(device), w.End.Sub(w.Start)))
+}
+
+// Suggest returns the window that spreads renewals over so much time from at on, and ends in time for c: a twentieth of
+// its life before its end. It is empty, at once, if there is no time left.
+func (c Certificate) Suggest(at time.Time, over time.Duration) Window {
+	end := at.Add(over)
+	if last := c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore) / 20); end.After(last) {
+		end = last
+	}
+	if end.Before(at) {
+		end = at
+	}
+	return Window{Start: at, End: end}
 }
 
 // Due reports whether c should be renewed at time at.

@@ -21,7 +21,11 @@ func (s *session) certOrder(ctx context.Context, o wire.CertOrder) error {
 	switch o.Op {
 	case wire.CertRenew:
 		s.d.emit(RenewAsked, "%s", s.l.serial)
-		return s.askForCertificate(ctx)
+		if err := s.askForCertificate(ctx); err != nil {
+			return err
+		}
+		s.askAgainAfter(o.Retry)
+		return nil
 	case wire.CertPart:
 		whole, done, err := s.slices.Add(o)
 		if err != nil {
@@ -42,18 +46,22 @@ func (s *session) certOrder(ctx context.Context, o wire.CertOrder) error {
 // toldNo waits as long as muster said. On the fallback a refusal without a time ends the session.
 func (s *session) toldNo(o wire.CertOrder) error {
 	s.d.emit(Waiting, "%s, again in %d s", o.Why, o.Retry)
+	s.askAgainAfter(o.Retry)
+	if o.Retry == 0 && s.w.fallback {
+		return errLost{"muster refuses: " + o.Why}
+	}
+	return nil
+}
+
+// askAgainAfter has the request sent again after so many seconds; 0 is never.
+func (s *session) askAgainAfter(seconds int) {
 	if s.askAgain != nil {
 		s.askAgain.Stop()
 		s.askAgain = nil
 	}
-	if o.Retry > 0 {
-		s.askAgain = time.NewTimer(time.Duration(o.Retry) * time.Second)
-		return nil
+	if seconds > 0 {
+		s.askAgain = time.NewTimer(time.Duration(seconds) * time.Second)
 	}
-	if s.w.fallback {
-		return errLost{"muster refuses: " + o.Why}
-	}
-	return nil
 }
 
 // askForCertificate sends a request. Over mutual TLS it is for a new key in the spare slot. On the fallback it is for the

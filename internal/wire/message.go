@@ -115,7 +115,8 @@ type CertOrder struct {
 	Count    int          `json:"of,omitzero"`   // CertPart: how many
 	Data     []byte       `json:"d,omitempty"`   // CertPart: slice of the JSON of the whole message
 	Why      string       `json:"why,omitzero"`  // CertNo: wait, refused, …
-	Retry    int          `json:"in,omitzero"`   // CertNo: seconds after which asking again makes sense
+	Retry    int          `json:"in,omitzero"`   // CertNo, CertRenew: seconds after which asking again makes sense
+	By       int64        `json:"by,omitzero"`   // CertRenew: end of the window, seconds since 1970 (RFC 9773: past = at once)
 }
 
 // CmdOp is a command to a device.
@@ -339,6 +340,8 @@ func DecodeCertOrder(b []byte) (CertOrder, error) {
 	whole := true
 	switch o.Op {
 	case CertRenew:
+		want.Retry, want.By = o.Retry, o.By
+		whole = o.Retry >= 0 && o.By >= 0
 	case CertPush:
 		want.Serial, want.Chain, want.Password = o.Serial, o.Chain, o.Password
 		_, err := fleet.ParseSerial(string(o.Serial))

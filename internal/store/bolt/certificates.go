@@ -38,14 +38,17 @@ func (tx *Tx) PutCertificate(c pki.Certificate) error {
 }
 
 // certIndexes are the indexes of certificates, in the order of what certIndex returns. Their values are serials.
-var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced}
+var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue}
+
+// certDue is the place of bucketCertsDue among them.
+const certDue = 5
 
 // certIndex returns the keys under which c stands in each of certIndexes.
 func certIndex(c pki.Certificate) [][][]byte {
 	serial := []byte(c.Serial)
 	byDevice := [][]byte{join(text(c.Device), beTime(c.IntendedAt), serial)}
 	byKey := [][]byte{join(text(c.KeyHash), serial)}
-	var byEnd, intended, replaced [][]byte
+	var byEnd, intended, replaced, due [][]byte
 	switch c.State {
 	case pki.Issued, pki.Active, pki.Superseded:
 		byEnd = [][]byte{join(beTime(c.NotAfter), serial)}
@@ -55,7 +58,10 @@ func certIndex(c pki.Certificate) [][][]byte {
 	if c.State == pki.Superseded {
 		replaced = [][]byte{join(beTime(c.SupersededAt), serial)}
 	}
-	return [][][]byte{byDevice, byKey, byEnd, intended, replaced}
+	if c.State.Live() {
+		due = [][]byte{join(beTime(pki.RenewAt(c, c.Device)), serial)}
+	}
+	return [][][]byte{byDevice, byKey, byEnd, intended, replaced, due}
 }
 
 // certificatesIn returns the certificates that an index names, until stop returns true for a key.
@@ -96,11 +102,28 @@ func (tx *Tx) CertificatesEnding(before time.Time, limit int) ([]pki.Certificate
 	return tx.certificatesIn(bucketCertsByEnd, nil, limit, func(k []byte) bool { return string(k[:8]) >= string(end) })
 }
 
+// CertificatesDue returns up to limit issued and active certificates that are due for renewal at time at, those first that
+// are due for longest.
+func (tx *Tx) CertificatesDue(at time.Time, limit int) ([]pki.Certificate, error) {
+	end := beTime(at)
+	return tx.certificatesIn(bucketCertsDue, nil, limit, func(k []byte) bool { return string(k[:8]) > string(end) })
+}
+
 // SupersededCertificates returns up to limit superseded certificates that were replaced before before, oldest first.
 func (tx *Tx) SupersededCertificates(before time.Time, limit int) ([]pki.Certificate, error) {
 	end := beTime(before)
 	return tx.certificatesIn(bucketCertsReplaced, nil, limit, func(k []byte) bool { return string(k[:8]) >= string(end) })
 }
+
+var keyCertPolicy = []byte("certificate-policy")
+
+// CertificatePolicy returns the stored policy; ok is false in a store that has none yet.
+func (tx *Tx) CertificatePolicy() (p pki.Policy, ok bool, err error) {
+	return get[pki.Policy](tx, bucketMeta, keyCertPolicy)
+}
+
+// PutCertificatePolicy stores p.
+func (tx *Tx) PutCertificatePolicy(p pki.Policy) error { return put(tx, bucketMeta, keyCertPolicy, p) }
 
 // Request returns the certificate request with that id, or a NotFound error.
 func (tx *Tx) Request(id string) (pki.Request, error) {

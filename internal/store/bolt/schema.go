@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	bbolt "go.etcd.io/bbolt"
+
+	"muster/internal/pki"
 )
 
 // Buckets hold records (JSON, keyed by id) or indexes (keys only, derived from the records; Check holds them to that).
@@ -22,6 +24,7 @@ var (
 	bucketCertsByEnd    = []byte("certs-by-end")    // be64 not-after · serial, of issued, active and superseded ones
 	bucketCertsIntended = []byte("certs-intended")  // be64 intended-at · serial
 	bucketCertsReplaced = []byte("certs-replaced")  // be64 superseded-at · serial, of superseded ones
+	bucketCertsDue      = []byte("certs-due")       // be64 moment of renewal · serial, of issued and active ones
 	bucketRequests      = []byte("requests")        // id
 	bucketClosings      = []byte("closings")        // broker user
 
@@ -53,7 +56,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketRequests, bucketClosings,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings,
 	bucketReleases, bucketKeys, bucketBootKeys,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
@@ -71,6 +74,7 @@ var migrations = []func(*bbolt.Tx) error{toSchema2}
 // migrate creates what a new store needs and upgrades an old one, all in one transaction. A store of a newer muster is
 // refused: going back needs the backup made before the upgrade.
 func migrate(b *bbolt.Tx) error {
+	noneDue := b.Bucket(bucketCertsDue) == nil
 	for _, name := range allBuckets {
 		if _, err := b.CreateBucketIfNotExists(name); err != nil {
 			return err
@@ -91,5 +95,18 @@ func migrate(b *bbolt.Tx) error {
 			return fmt.Errorf("migration from schema %d: %w", have, err)
 		}
 	}
+	if noneDue {
+		if err := fillCertsDue(b); err != nil {
+			return fmt.Errorf("index of renewals: %w", err)
+		}
+	}
 	return meta.Put(keySchema, be64(have))
+}
+
+// fillCertsDue makes the index of renewals of a store that was written before there was one.
+func fillCertsDue(b *bbolt.Tx) error {
+	tx := &Tx{b: b}
+	return each(tx, bucketCerts, nil, func(_ []byte, c pki.Certificate) (bool, error) {
+		return true, tx.reindex(bucketCertsDue, nil, certIndex(c)[certDue], []byte(c.Serial))
+	})
 }
