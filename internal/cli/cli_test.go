@@ -272,11 +272,42 @@ func TestCerts(t *testing.T) {
 	has(t, d.run("certs", "renew", "--all", "--dry-run"), "would ask")
 	has(t, d.run("certs", "renew", "--device", "d000"), "asked")
 	d.fails(2, "within", "certs", "renew", "--all", "--within", "1h")
+	has(t, d.run("certs", "status"), "asked and waited for 1")
+	has(t, d.run("certs", "renew", "--device", "d001", "--over", "24h"), "1 devices have a moment of their own")
+	has(t, d.run("certs", "forecast"), "2 devices: 0 renew, 0 at risk, 2 locking out", "d000", "it has never connected")
+	has(t, d.run("certs", "policy", "show"), "lifetime", "2160h0m0s", "the settings")
+	has(t, d.run("certs", "policy", "set", "--lifetime", "720h", "--dry-run"), "720h0m0s", "0 of 2 devices")
+	has(t, d.run("certs", "policy", "set", "--lifetime", "720h"), "720h0m0s")
+	has(t, d.run("certs", "policy", "show"), "720h0m0s", "settings say", "lifetime 2160h0m0s")
+	d.fails(2, "lifetime", "certs", "policy", "set", "--lifetime", "-1h")
+	d.fails(2, "lifetime", "certs", "policy", "set")
 	d.fails(2, "reason", "certs", "revoke", cs[0].Serial, "--reason", "because")
 	d.fails(2, "serial", "certs", "revoke")
 	has(t, d.run("certs", "revoke", "--device", "d000", "--reason", "key-compromise"), "revoked "+cs[0].Serial+" of d000", "refused after")
 	has(t, d.run("certs", "list", "d000"), "revoked")
 	d.fails(3, "", "certs", "show", "abc")
+}
+
+// cron and systemd act on the exit code alone.
+func TestCertsRenewEndsWithACodeForCron(t *testing.T) {
+	d := sit(t, nil)
+	d.Devices(t, 3, time.Now())
+	d.run("device", "credentials", "--all", "--out", d.dir)
+	has(t, d.run("certs", "renew"), "due 0, asked 0") // 0: nothing is due
+	if got := d.try("certs", "renew", "--all", "--limit", "1"); got.code != 1 || !strings.Contains(got.err, "the limit left some out") {
+		t.Errorf("with some left out: %d, %s", got.code, got.err)
+	}
+	d.run("certs", "renew", "--all") // 0: everybody was asked
+	if got := d.try("certs", "renew", "--all", "--wait", "--timeout", "50ms", "--poll", "10ms"); got.code != 1 || !strings.Contains(got.out, "3 have not renewed in time") {
+		t.Errorf("waited in vain: %d, %s", got.code, got.out)
+	}
+	d.run("device", "disable", "d002")
+	if got := d.try("certs", "renew", "--device", "d002"); got.code != 1 || !strings.Contains(got.out, "disabled") {
+		t.Errorf("one that cannot: %d, %s", got.code, got.out)
+	}
+	d.fails(2, "", "certs", "renew", "--device", "nobody") // elsewhere 3
+	d.fails(2, "", "certs", "renew", "--wait", "--dry-run")
+	d.fails(2, "", "certs", "renew", "--url", "https://127.0.0.1:1") // elsewhere 6
 }
 
 // release signs and uploads an image of product lamp with the commands that an operator would use.

@@ -165,6 +165,7 @@ type rig struct {
 	broker *broker
 	log    *bytes.Buffer
 	e      *enroll.Enroller
+	conf   enroll.Config // of e
 	// updating, if set, is called before each transaction of the Enroller; its error takes the transaction's place.
 	updating func() error
 }
@@ -184,8 +185,7 @@ func newRig(t testing.TB, p enroll.Policy) *rig {
 func (r *rig) start(p enroll.Policy) {
 	r.t.Helper()
 	r.db = storetest.Reopen(r.t, r.path)
-	var err error
-	r.e, err = enroll.New(enroll.Config{
+	r.conf = enroll.Config{
 		Update: func(ctx context.Context, f func(enroll.Tx) error) error {
 			if r.updating != nil {
 				if err := r.updating(); err != nil {
@@ -199,10 +199,20 @@ func (r *rig) start(p enroll.Policy) {
 		},
 		Authority: r.auth, Sessions: r.broker, Policy: p,
 		Log: slog.New(slog.NewTextHandler(&locked{w: r.log}, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	}
+	r.e = r.with(p)
+}
+
+// with returns an Enroller of another policy over the same store.
+func (r *rig) with(p enroll.Policy) *enroll.Enroller {
+	r.t.Helper()
+	c := r.conf
+	c.Policy = p
+	e, err := enroll.New(c)
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return e
 }
 
 // locked is a writer for several goroutines.

@@ -2,12 +2,17 @@ package bolt_test
 
 import (
 	"compress/gzip"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	bbolt "go.etcd.io/bbolt"
 
 	"muster/internal/fleet"
+	"muster/internal/pki"
 	"muster/internal/rollout"
 	"muster/internal/store/bolt"
 )
@@ -63,6 +68,58 @@ func TestUpgradeOfTheFirstSchema(t *testing.T) {
 		}
 		_, err = tx.Rollout(fleet.RolloutID("autumn"))
 		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A store that was written before there was an index of renewals gets one.
+func TestTheIndexOfRenewalsIsMadeForAnOlderStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "muster.db")
+	db, err := bolt.Open(path, bolt.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	update(t, db, func(tx *bolt.Tx) error {
+		for i, s := range []pki.State{pki.Issued, pki.Active, pki.Superseded, pki.Revoked} {
+			id := fleet.DeviceID(fmt.Sprint("d", i))
+			if err := tx.PutDevice(fleet.Device{ID: id}); err != nil {
+				return err
+			}
+			if err := tx.PutCertificate(cert(fleet.Serial(fmt.Sprint("a", i)), id, s, day.Add(90*24*time.Hour))); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Update(func(b *bbolt.Tx) error { return b.DeleteBucket([]byte("certs-due")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if db, err = bolt.Open(path, bolt.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if found, err := db.Check(t.Context()); err != nil || len(found) > 0 {
+		t.Fatalf("fsck: %v %v", found, err)
+	}
+	err = db.View(t.Context(), func(tx *bolt.Tx) error {
+		for at, want := range map[int]int{59: 0, 70: 2} {
+			if list, err := tx.CertificatesDue(day.Add(time.Duration(at)*24*time.Hour), 0); err != nil || len(list) != want {
+				t.Errorf("on day %d %d are due, want %d: %v", at, len(list), want, err)
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
