@@ -477,6 +477,21 @@ type CertificateRequest struct {
 	Lifetime Duration `json:"lifetime,omitempty,omitzero"`
 }
 
+// CertificateRollout A rollout of certificates: devices renew, stage by stage, under the same gates and stop rules. Success is a connection
+// with the new certificate, which retires the old one.
+type CertificateRollout struct {
+	// Force Even if the lifetime locks out more devices than the settings allow.
+	Force bool `json:"force,omitempty,omitzero"`
+
+	// Lifetime Of the new certificates, and of all others once it is completed. Missing: as the policy says.
+	//
+	// Examples: 24h
+	Lifetime Duration `json:"lifetime,omitempty,omitzero"`
+
+	// Renew True makes it a rollout of certificates.
+	Renew bool `json:"renew"`
+}
+
 // CertificateState defines model for CertificateState.
 type CertificateState string
 
@@ -916,8 +931,12 @@ type NewRevocation struct {
 	Reason RevocationReason `json:"reason,omitempty,omitzero"`
 }
 
-// NewRollout Examples: {"id":"sensor-1-1-0","plan":{"max_failures":2},"product":"sensor","target":{"labels":{"site":"berlin"}},"version":"1.1.0"}
+// NewRollout Examples: {"id":"sensor-1-1-0","plan":{"max_failures":2},"product":"sensor","target":{"labels":{"site":"berlin"}},"version":"1.1.0"}, {"certificates":{"lifetime":"720h","renew":true},"id":"shorter-lives","plan":{"max_failures":2},"product":"sensor"}
 type NewRollout struct {
+	// Certificates A rollout of certificates: devices renew, stage by stage, under the same gates and stop rules. Success is a connection
+	// with the new certificate, which retires the old one.
+	Certificates CertificateRollout `json:"certificates,omitempty,omitzero"`
+
 	// ID Made by muster if it is missing.
 	//
 	// Examples: sensor-1-1-0
@@ -938,8 +957,10 @@ type NewRollout struct {
 	//
 	//
 	// Examples: {"labels":{"site":"berlin"}}, {"where":"version.startsWith(\"1.0.\") \u0026\u0026 labels[\"site\"] != \"lab\""}
-	Target  Target `json:"target,omitempty,omitzero"`
-	Version string `json:"version"`
+	Target Target `json:"target,omitempty,omitzero"`
+
+	// Version Of the release. Either this or certificates.
+	Version string `json:"version,omitempty,omitzero"`
 }
 
 // NewSecureBootKey defines model for NewSecureBootKey.
@@ -1392,7 +1413,10 @@ type Rollout struct {
 	ImageHash SHA256 `json:"image_hash,omitempty,omitzero"`
 	InFlight  int    `json:"in_flight"`
 
-	// Mode previous-slot: devices go back to the image in their other slot. Else missing: they download.
+	// Lifetime With mode renewal: of the new certificates, if it differs from the policy.
+	Lifetime string `json:"lifetime,omitempty,omitzero"`
+
+	// Mode previous-slot: devices go back to the image in their other slot; renewal: they renew their certificate. Else missing: they download.
 	Mode string `json:"mode,omitempty,omitzero"`
 
 	// NextGrant By the pace, no device is offered the release before.

@@ -28,6 +28,7 @@ import (
 	"muster/internal/dispatch"
 	"muster/internal/downlink"
 	"muster/internal/enroll"
+	"muster/internal/fleet"
 	"muster/internal/httpapi"
 	"muster/internal/inventory"
 	"muster/internal/obs"
@@ -152,6 +153,12 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Update:    update(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		View:      view(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		Authority: authority, Sessions: a.management, Log: log, Committed: committed,
+		Terms: func(tx enroll.Tx, id fleet.DeviceID) (time.Duration, bool, error) {
+			return a.dispatch.RenewalTerms(tx.(*bolt.Tx), id)
+		},
+		Renewing: func(tx enroll.Tx, at time.Time, id fleet.DeviceID, step enroll.Step) error {
+			return a.dispatch.Renewing(tx.(*bolt.Tx), at, id, renewalSteps[step])
+		},
 		Policy: enroll.Policy{
 			Lifetime: c.Certificates.Lifetime, MinLifetime: c.Certificates.MinLifetime, Grace: c.Certificates.Grace,
 			MaxLockOut: c.Certificates.MaxLockOut / 100, Keys: keys,

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"muster/internal/enroll"
 	"muster/internal/rollout"
 )
 
@@ -50,4 +51,9 @@ func (c rolloutCounts) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range rollout.JobStates() {
 		ch <- prometheus.MustNewConstMetric(devicesByState, prometheus.GaugeValue, float64(devices[s]), string(s))
 	}
+}
+
+// renewalSteps are the steps of a renewal as a rollout of certificates counts them.
+var renewalSteps = map[enroll.Step]rollout.Report{
+	enroll.Requested: rollout.ReportAccepted, enroll.Signed: rollout.ReportDownloading, enroll.Stored: rollout.ReportInstalled,
 }

@@ -166,6 +166,9 @@ func (a *App) connected(tx *bolt.Tx, s inventory.Session) error {
 	if err := a.enroll.Connected(tx, s.At, s.Device, s.Serial); err != nil {
 		return err
 	}
+	if err := a.dispatch.Session(tx, s.At, s.Device, s.Serial); err != nil {
+		return err
+	}
 	// What was wished between its hello and this event rang no bell, since the device counted as offline.
 	return a.enroll.OpenIntents(tx, s.At, s.Device, s.Vhost)
 }
@@ -392,7 +395,9 @@ func (a *App) reconcile(ctx context.Context) error {
 		for _, s := range live { // promotions whose event was lost
 			d, err := tx.Device(s.Device)
 			if err == nil && s.Serial != "" && d.Next == s.Serial {
-				err = a.enroll.Connected(tx, at, s.Device, s.Serial)
+				if err = a.enroll.Connected(tx, at, s.Device, s.Serial); err == nil {
+					err = a.dispatch.Session(tx, at, s.Device, s.Serial)
+				}
 			}
 			if err != nil && !fleet.Is(err, fleet.NotFound) {
 				return err

@@ -62,7 +62,7 @@ var Table = map[string]Row{
 	"internal/enroll":    {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "certificates; says so to devices by the outbox"},
 	"internal/recovery":  {UseCase, []string{"internal/access", "internal/downlink", "internal/enroll", "internal/fleet", "internal/pki", "internal/wire"}, "an enrolment by another door, so it uses enroll"},
 	"internal/ota":       {UseCase, []string{"internal/access", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
-	"internal/dispatch":  {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/rollout", "internal/target", "internal/wire"}, "drives rollouts"},
+	"internal/dispatch":  {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/target", "internal/wire"}, "drives rollouts"},
 
 	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink", "internal/wire"}, "keeps the records of the core and of the use cases"},
 	"internal/store/storetest":   {Adapter, []string{"internal/store/bolt"}, "a checked store for tests"},

@@ -253,7 +253,7 @@ func (a *app) printRollout(r api.Rollout) {
 	if p.Retries > 0 {
 		retries = fmt.Sprintf("%d, from %s on", p.Retries, p.RetryBackoff)
 	}
-	a.ui.facts("rollout", r.ID, "release", strings.TrimSpace(r.Product+" "+r.Version), "mode", r.Mode, "state", cell{string(r.State), stateShade(string(r.State))}, "why", r.Reason,
+	a.ui.facts("rollout", r.ID, "release", strings.TrimSpace(r.Product+" "+r.Version), "mode", r.Mode, "lifetime", r.Lifetime, "state", cell{string(r.State), stateShade(string(r.State))}, "why", r.Reason,
 		"waits", waiting(r, a.ui.now()), "undoes", r.Undoes, "undone by", r.UndoneBy, "target", target, "devices", fmt.Sprint(r.Targets), "floors", strings.Join(floors, ", "),
 		"failures", fmt.Sprintf("%d, %s", r.Failures, tolerated), "limits", strings.Join(limits, "; "), "health", health,
 		"in flight", fmt.Sprintf("%d of at most %d", r.InFlight, p.MaxInFlight), "device timeout", p.DeviceTimeout, "verified for", p.VerifyFor, "retries", retries,

@@ -56,6 +56,9 @@ func (n *newRollout) flags(c *cobra.Command) {
 	f, p := c.Flags(), &n.in.Plan
 	f.StringVar(&n.in.Product, "product", "", "product line")
 	f.StringVar(&n.in.Version, "version", "", "version of the release")
+	f.BoolVar(&n.in.Certificates.Renew, "certificates", false, "instead of a release: devices renew their certificate")
+	f.StringVar(&n.in.Certificates.Lifetime, "lifetime", "", "with --certificates: of the new ones, and of all others once it is completed (default: as the policy says)")
+	f.BoolVar(&n.in.Certificates.Force, "force", false, "with --lifetime: even if it locks out more devices than the settings allow")
 	f.StringVar(&n.in.Target.Where, "where", "", `only devices that match this expression, like 'labels["site"] == "berlin"'`)
 	f.StringArrayVar(&n.labels, "label", nil, "only devices with this label, key=value; may be repeated")
 	f.StringArrayVar(&n.labels, "select", nil, "the same as --label")
@@ -83,13 +86,17 @@ func (n *newRollout) flags(c *cobra.Command) {
 	f.BoolVar(&p.Rollback.PreviousSlot, "rollback-previous", false, "a rollback boots the image in a device's other slot, without a download")
 	f.BoolVar(&p.AllowDowngrade, "allow-downgrade", false, "devices that run a newer version are targets too")
 	_ = c.MarkFlagRequired("product")
-	_ = c.MarkFlagRequired("version")
+	c.MarkFlagsOneRequired("version", "certificates")
+	c.MarkFlagsMutuallyExclusive("version", "certificates")
 	c.MarkFlagsMutuallyExclusive("rollback-to", "rollback-previous")
 }
 
 // read puts file and flags together.
 func (n *newRollout) read(a *app) (in api.NewRollout, err error) {
 	in = n.in
+	if !in.Certificates.Renew && (in.Certificates.Lifetime != "" || in.Certificates.Force) {
+		return in, usagef("--lifetime and --force go with --certificates")
+	}
 	if in.Target.Labels, err = parseLabels(n.labels); err != nil {
 		return in, err
 	}

@@ -52,7 +52,7 @@ func (d *Dispatcher) RetryAs(ctx context.Context, at time.Time, id fleet.Rollout
 		if !old.State.Final() {
 			return fleet.Coded(fleet.Conflict, "not_over", "rollout %s is %s: only one that is over is tried again as another", id, old.State)
 		}
-		if old.Mode != rollout.Download {
+		if old.Mode == rollout.PreviousSlot {
 			return fleet.Coded(fleet.Conflict, "no_release", "rollout %s took devices back to their previous image, and has no release to try again", id)
 		}
 		var after fleet.DeviceID
@@ -69,6 +69,9 @@ func (d *Dispatcher) RetryAs(ctx context.Context, at time.Time, id fleet.Rollout
 		return rollout.Rollout{}, 0, fleet.Coded(fleet.Unprocessable, "too_many_devices", "more than %d devices failed in rollout %s: retry one kind of failure, or create a rollout for the whole target", MaxAgain, id)
 	}
 	s := Spec{ID: as, Product: old.Release.Product, Version: firmware.Version(old.Release.Version), Plan: again(old.Plan, len(rows))}
+	if old.Mode == rollout.Renewal {
+		s.Version, s.Renewal = "", &Renewal{Lifetime: old.Lifetime}
+	}
 	for _, j := range rows {
 		s.Devices = append(s.Devices, j.Device)
 	}

@@ -19,8 +19,10 @@ import (
 type Spec struct {
 	ID      fleet.RolloutID
 	Product fleet.ProductID
-	Version firmware.Version
+	Version firmware.Version // empty with Renewal
 	Plan    rollout.Plan
+	// Renewal, if set, makes it a rollout of certificates instead of firmware.
+	Renewal *Renewal
 	// Where is a target expression; empty: every device of the product.
 	Where string
 	// Labels a device must have, all of them: a short form of Where.
@@ -29,6 +31,11 @@ type Spec struct {
 	Devices []fleet.DeviceID
 	// Static: devices that come to match while it runs do not join.
 	Static bool
+}
+
+// Renewal says what a rollout of certificates changes.
+type Renewal struct {
+	Lifetime time.Duration // of the new certificates, and of all others once it is completed; 0: as the policy says
 }
 
 // where returns the whole target expression of s.
@@ -48,12 +55,20 @@ func (s Spec) where() string {
 
 // draft returns the header of the rollout that s describes, and the release, from the store.
 func (d *Dispatcher) draft(tx Tx, at time.Time, s Spec, by string) (rollout.Rollout, error) {
-	rel, err := tx.Release(s.Product, s.Version)
-	if err != nil {
-		return rollout.Rollout{}, err
-	}
 	where := s.where()
 	if err := d.compiles(s.Plan, where); err != nil {
+		return rollout.Rollout{}, err
+	}
+	plan := s.Plan
+	plan.Approval = plan.Approval || d.c.Approval
+	spec := rollout.Spec{ID: s.ID, Plan: plan, By: by, Where: where, Dynamic: !s.Static && len(s.Devices) == 0, Filling: true}
+	if s.Renewal != nil {
+		spec.Mode, spec.Lifetime = rollout.Renewal, s.Renewal.Lifetime
+		spec.Release = rollout.Release{Product: s.Product, Version: "certificates"}
+		return rollout.New(spec, at)
+	}
+	rel, err := tx.Release(s.Product, s.Version)
+	if err != nil {
 		return rollout.Rollout{}, err
 	}
 	floors, err := floorsBelow(tx, rel)
@@ -69,12 +84,9 @@ func (d *Dispatcher) draft(tx Tx, at time.Time, s Spec, by string) (rollout.Roll
 			return rollout.Rollout{}, fleet.Coded(fleet.Unprocessable, "rollback_to_itself", "rollback: %s is the release that is rolled out", v)
 		}
 	}
-	plan := s.Plan
-	plan.Approval = plan.Approval || d.c.Approval
-	return rollout.New(rollout.Spec{
-		ID: s.ID, Plan: plan, By: by, Where: where, Dynamic: !s.Static && len(s.Devices) == 0, Filling: true, Floors: floors,
-		Release: rollout.Release{Product: s.Product, Version: string(s.Version), Image: rel.ImageHash, Size: rel.Size},
-	}, at)
+	spec.Floors = floors
+	spec.Release = rollout.Release{Product: s.Product, Version: string(s.Version), Image: rel.ImageHash, Size: rel.Size}
+	return rollout.New(spec, at)
 }
 
 // compiles checks what of a plan the core cannot: expressions and time zones.

@@ -14,6 +14,7 @@ import (
 	"muster/internal/downlink"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
+	"muster/internal/pki"
 	"muster/internal/rollout"
 	"muster/internal/target"
 	"muster/internal/wire"
@@ -27,6 +28,11 @@ type Tx interface {
 	Online(fleet.DeviceID) bool
 	Release(fleet.ProductID, firmware.Version) (firmware.Release, error)
 	Releases(fleet.ProductID) ([]firmware.Release, error)
+
+	Certificate(fleet.Serial) (pki.Certificate, error)
+	CertificatePolicy() (p pki.Policy, ok bool, err error)
+	PutCertificatePolicy(pki.Policy) error
+	PutDevice(fleet.Device) error
 
 	Rollout(fleet.RolloutID) (rollout.Rollout, error)
 	PutRollout(rollout.Rollout) error
@@ -144,6 +150,9 @@ func (d *Dispatcher) apply(tx Tx, r rollout.Rollout, jobs []rollout.Job, ev roll
 			return r, nil, err
 		}
 	}
+	if next.Mode == rollout.Renewal && next.State == rollout.Completed && r.State != rollout.Completed {
+		return next, effects, d.adoptTerms(tx, next)
+	}
 	if next.Undoes != "" && next.State.Final() && !r.State.Final() {
 		return next, effects, d.tellParent(tx, next.StateAt, next)
 	}
@@ -159,13 +168,20 @@ func (d *Dispatcher) carry(tx Tx, r rollout.Rollout, ev rollout.Event, fx rollou
 	case rollout.Alert:
 		d.c.Log.Warn("rollout needs attention", "rollout", r.ID, "why", fx.Text)
 	case rollout.Grant:
+		if r.Mode == rollout.Renewal {
+			return d.askToRenew(tx, at(ev), fx.Device)
+		}
 		return d.offer(tx, at(ev), fx.Device, r.ID)
+	case rollout.Withdraw: // a download ends by itself: it is no longer served
+		if r.Mode == rollout.Renewal {
+			return d.askNoMore(tx, fx.Device)
+		}
 	case rollout.WakeAt:
 		d.hint(r.ID, fx.At)
 	case rollout.RollBack:
 		return d.takeBack(tx, r)
 	}
-	return nil // Withdraw needs no word: what was granted is no longer served. Refuse is for who asked.
+	return nil // Refuse is for who asked
 }
 
 // punish notes failed attempts, so that a device that keeps failing is left alone for a while.

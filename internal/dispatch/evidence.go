@@ -39,6 +39,9 @@ func (d *Dispatcher) Hello(tx Tx, at time.Time, vhost string, dev fleet.DeviceID
 	if err != nil {
 		return err
 	}
+	if r.Mode == rollout.Renewal { // proven by the connection, and enroll brings the wish to renew again
+		return d.Health(tx, at, dev)
+	}
 	ev := evidence(r, j, at, h.Image)
 	// A session on the fallback may show what runs, but not that the image can do mutual TLS: it proves no success.
 	if _, good := ev.(rollout.Confirmed); good && vhost != wire.VhostDevices {
@@ -57,8 +60,11 @@ func (d *Dispatcher) Hello(tx Tx, at time.Time, vhost string, dev fleet.DeviceID
 	return tx.Enqueue(downlink.Entry{Device: dev, Vhost: vhost, Kind: downlink.OTA, Ref: string(j.Rollout), At: at})
 }
 
-// evidence says what a session that named an image means for a job.
+// evidence says what a session that named an image means for a job; nil if nothing.
 func evidence(r rollout.Rollout, j rollout.Job, at time.Time, image fleet.Hash) rollout.Event {
+	if r.Mode == rollout.Renewal {
+		return nil
+	}
 	final := r.Release.Image
 	if r.Mode == rollout.PreviousSlot {
 		final = j.Image

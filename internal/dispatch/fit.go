@@ -29,8 +29,11 @@ func (d *Dispatcher) fits(tx Tx, r rollout.Rollout, j rollout.Job, dev fleet.Dev
 			return fitness{why: "it is not in the target any more", code: "not-in-target"}, nil
 		}
 	}
-	if r.Mode == rollout.PreviousSlot {
+	switch r.Mode {
+	case rollout.PreviousSlot:
 		return previousFits(j, s), nil
+	case rollout.Renewal:
+		return renewalFits(tx, dev)
 	}
 	f := fitOf(dev, s)
 	if n := nextFloor(r.Floors, f); n > 0 {

@@ -155,7 +155,7 @@ func (c *counter) judge(j rollout.Job, dev fleet.Device, s fleet.Status) error {
 	case s.HelloAt.IsZero():
 		c.p.Skips["never-seen"]++
 		return nil
-	case s.Image == r.Release.Image:
+	case s.Image == r.Release.Image && s.Image != "":
 		c.p.Skips["has-image"]++
 		return nil
 	}

@@ -108,9 +108,23 @@ type Config struct {
 	Sessions  Sessions
 	Policy    Policy
 	Log       *slog.Logger
+	// Terms, if set, tells of a lifetime of its own for the next certificate of a device.
+	Terms func(tx Tx, dev fleet.DeviceID) (lifetime time.Duration, ok bool, err error)
+	// Renewing, if set, hears of each step of a renewal, in the transaction that stores it.
+	Renewing func(tx Tx, at time.Time, dev fleet.DeviceID, step Step) error
 	// Committed, if set, is called after a transaction that may have put something into the outbox. It must not block.
 	Committed func()
 }
+
+// Step is a step of a device on its way to a new certificate.
+type Step string
+
+// The steps before the last one, which is a connection with it.
+const (
+	Requested Step = "requested" // its request is stored
+	Signed    Step = "signed"    // the certificate is on its way to it
+	Stored    Step = "stored"    // it says that it has stored it
+)
 
 // Enroller is the use case. Its methods are safe for concurrent use. Those that take a Tx take part in the transaction of
 // their caller; call Kick after its commit.
@@ -137,6 +151,12 @@ func New(c Config) (*Enroller, error) {
 	}
 	if c.Committed == nil {
 		c.Committed = func() {}
+	}
+	if c.Terms == nil {
+		c.Terms = func(Tx, fleet.DeviceID) (time.Duration, bool, error) { return 0, false, nil }
+	}
+	if c.Renewing == nil {
+		c.Renewing = func(Tx, time.Time, fleet.DeviceID, Step) error { return nil }
 	}
 	return &Enroller{
 		c: c, policy: p, caKeys: slices.Clone(c.Authority.KeyHashes()), signers: runtime.GOMAXPROCS(0),

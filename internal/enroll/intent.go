@@ -189,17 +189,27 @@ func (e *Enroller) intend(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, w 
 	}
 	life := w.lifetime
 	if life == 0 {
-		t, err := e.terms(tx)
+		own, ok, err := e.c.Terms(tx, dev.ID)
 		if err != nil {
 			return pki.Certificate{}, err
 		}
-		life = max(pki.Dither(t.Lifetime, serial), e.policy.MinLifetime)
+		if !ok {
+			t, err := e.terms(tx)
+			if err != nil {
+				return pki.Certificate{}, err
+			}
+			own = t.Lifetime
+		}
+		life = max(pki.Dither(own, serial), e.policy.MinLifetime)
 	}
 	c := pki.Certificate{
 		Serial: serial, Device: dev.ID, State: pki.Intended, Via: w.via, PublicKey: key.PublicKey, KeyHash: key.KeyHash,
 		NotBefore: at.Add(-e.policy.Backdate), NotAfter: at.Add(life), IntendedAt: notBefore(at, dev.RenewSince), By: w.by,
 	}
-	return c, tx.PutCertificate(c)
+	if err := tx.PutCertificate(c); err != nil {
+		return c, err
+	}
+	return c, e.c.Renewing(tx, at, dev.ID, Requested)
 }
 
 // sameKey returns the certificate that a key has and that answers this request, a zero one if a new one is needed, or an

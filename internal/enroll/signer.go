@@ -215,6 +215,9 @@ func (e *Enroller) finish(tx Tx, at time.Time, s fleet.Serial, signed pki.Signed
 			return c, err
 		}
 	}
+	if err := e.c.Renewing(tx, at, c.Device, Signed); err != nil {
+		return c, err
+	}
 	who := c.By
 	if who == "" {
 		who = deviceActor(c.Device)

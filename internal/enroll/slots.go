@@ -58,7 +58,7 @@ func (e *Enroller) Have(tx Tx, at time.Time, id fleet.DeviceID, s fleet.Serial) 
 		return err
 	}
 	e.c.Log.Debug("a device stored its certificate", "device", id, "serial", s, "state", c.State)
-	return nil
+	return e.c.Renewing(tx, at, id, Stored)
 }
 
 // OpenIntents puts into the outbox what a device that just said hello in a vhost should still do: take a certificate that

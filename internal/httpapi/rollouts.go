@@ -10,7 +10,10 @@ import (
 	"unicode"
 
 	"muster/api"
+	"muster/internal/dispatch"
+	"muster/internal/enroll"
 	"muster/internal/fleet"
+	"muster/internal/pki"
 	"muster/internal/rollout"
 )
 
@@ -73,11 +76,37 @@ func (s *Server) createRollout(c *call) (answer, error) {
 		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 		spec.ID = fleet.RolloutID("r" + hex.EncodeToString(b[:]))
 	}
+	if err := s.mayShorten(c, spec, in.Certificates.Force); err != nil {
+		return answer{}, err
+	}
 	r, err := s.c.Rollouts.Create(c.ctx, c.at, spec, c.who.Name)
 	if err != nil {
 		return answer{}, err
 	}
 	return created(showRollout(r))
+}
+
+// mayShorten refuses a rollout of certificates whose lifetime would lock out too many devices, as a change of the policy is.
+func (s *Server) mayShorten(c *call, spec dispatch.Spec, force bool) error {
+	if spec.Renewal == nil || spec.Renewal.Lifetime == 0 || force {
+		return nil
+	}
+	now, err := s.c.Certificates.CertificatePolicy(c.ctx)
+	if err != nil {
+		return err
+	}
+	i, refused, err := s.c.Certificates.TryPolicy(c.ctx, c.at, pki.Terms{Lifetime: spec.Renewal.Lifetime, Grace: min(now.Grace, spec.Renewal.Lifetime)})
+	if err == nil && refused {
+		err = fleet.Coded(fleet.Conflict, enroll.CodeLockOut, "refused: %s: choose a longer lifetime, or force it", i)
+	}
+	return err
+}
+
+func lifetimeOf(r rollout.Rollout) string {
+	if r.Lifetime == 0 {
+		return ""
+	}
+	return r.Lifetime.String()
 }
 
 func (s *Server) getRollout(c *call) (answer, error) {
@@ -213,7 +242,7 @@ func (s *Server) listRolloutDecisions(c *call) (answer, error) {
 func showRollout(r rollout.Rollout) api.Rollout {
 	out := api.Rollout{
 		ID: string(r.ID), Rev: r.Rev, State: api.RolloutState(r.State), StateAt: r.StateAt, Code: string(r.Code), Reason: r.Reason,
-		Product: string(r.Release.Product), Version: r.Release.Version, ImageHash: string(r.Release.Image), Size: r.Release.Size, Mode: string(r.Mode),
+		Product: string(r.Release.Product), Version: r.Release.Version, ImageHash: string(r.Release.Image), Size: r.Release.Size, Mode: string(r.Mode), Lifetime: lifetimeOf(r),
 		Plan: showPlan(r.Plan), Where: r.Where, Dynamic: r.Dynamic, Filling: r.Filling, Sweeping: r.Sweep != "",
 		Approved: api.RolloutApproval{By: r.Approved.By, At: r.Approved.At}, Undoes: string(r.Undoes), UndoneBy: string(r.UndoneBy),
 		Round: r.Round, Verdicts: showVerdicts(r.Verdicts), Health: api.HealthCounts{Watched: r.Health.Watched, Bad: r.Health.Bad},

@@ -7,6 +7,7 @@ import (
 	"muster/internal/dispatch"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
+	"muster/internal/pki"
 	"muster/internal/rollout"
 )
 
@@ -62,8 +63,20 @@ func rolloutSpec(in api.NewRollout) (s dispatch.Spec, err error) {
 	if s.Product, err = idInvalid(fleet.ParseProductID(in.Product)); err != nil {
 		return s, err
 	}
-	if s.Version, err = idInvalid(firmware.ParseVersion(in.Version)); err != nil {
-		return s, err
+	switch {
+	case in.Certificates.Renew && in.Version != "":
+		return s, fleet.Coded(fleet.Invalid, "rollout_invalid", "send either version or certificates: a rollout is of firmware or of certificates")
+	case in.Certificates.Renew:
+		s.Renewal = &dispatch.Renewal{}
+		if in.Certificates.Lifetime != "" {
+			if s.Renewal.Lifetime, err = duration("lifetime", in.Certificates.Lifetime, pki.MinLifetime, pki.MaxLifetime); err != nil {
+				return s, err
+			}
+		}
+	default:
+		if s.Version, err = idInvalid(firmware.ParseVersion(in.Version)); err != nil {
+			return s, err
+		}
 	}
 	if s.Plan, err = readPlan(in.Plan); err != nil {
 		return s, err

@@ -56,8 +56,8 @@ func current(tx Tx, device fleet.DeviceID) (firmware.Release, rollout.Job, bool,
 	if err != nil {
 		return firmware.Release{}, rollout.Job{}, false, fleet.Wrap(fleet.Internal, err, "device %s has a job of rollout %s, which cannot be read", device, job.Rollout)
 	}
-	if r.Mode == rollout.PreviousSlot {
-		return firmware.Release{}, rollout.Job{}, false, nil // it has what it is to boot
+	if r.Mode != rollout.Download {
+		return firmware.Release{}, rollout.Job{}, false, nil // there is nothing to fetch
 	}
 	want := r.Wanted(job)
 	rel, err := tx.Release(want.Product, firmware.Version(want.Version))

@@ -18,6 +18,7 @@ type Rollout struct {
 	Release   Release         `json:"release"`
 	Floors    []Release       `json:"floors,omitempty"` // releases that a device below them must take first, in their order
 	Mode      Mode            `json:"mode,omitzero"`
+	Lifetime  time.Duration   `json:"lifetime,omitzero"` // with Renewal: of the certificates that it brings; 0: as the policy says
 	Plan      Plan            `json:"plan"`
 	Where     string          `json:"where,omitzero"`    // the target expression; the caller's to judge
 	Dynamic   bool            `json:"dynamic,omitzero"`  // devices that come to match Where while it runs are added
@@ -50,6 +51,7 @@ type Mode string
 const (
 	Download     Mode = ""              // over HTTPS
 	PreviousSlot Mode = "previous-slot" // by booting the image that is still in its other slot, without a download
+	Renewal      Mode = "renewal"       // no release at all: the device renews its certificate
 )
 
 // Approval says who approved a rollout.
@@ -68,7 +70,7 @@ type HealthCounts struct {
 type Release struct {
 	Product fleet.ProductID `json:"product"`
 	Version string          `json:"version"`
-	Image   fleet.Hash      `json:"image,omitzero"` // the hash by which a running image names itself in hello; empty with PreviousSlot
+	Image   fleet.Hash      `json:"image,omitzero"` // the hash by which a running image names itself in hello; empty with PreviousSlot and Renewal
 	Size    int64           `json:"size,omitzero"`  // bytes to download; 0: unknown
 	Chip    string          `json:"chip,omitzero"`  // of a floor: the only one that has to take it; empty: every one
 }
@@ -175,12 +177,14 @@ type Spec struct {
 	Release Release
 	Floors  []Release // in the order in which they are to be taken
 	Mode    Mode
-	Plan    Plan
-	Where   string
-	Dynamic bool
-	Filling bool // its targets come in several Added, the last one followed by Filled
-	By      string
-	Undoes  fleet.RolloutID
+	// Lifetime goes with Renewal.
+	Lifetime time.Duration
+	Plan     Plan
+	Where    string
+	Dynamic  bool
+	Filling  bool // its targets come in several Added, the last one followed by Filled
+	By       string
+	Undoes   fleet.RolloutID
 }
 
 // New returns a draft without targets. Zero fields of the plan get their defaults; what does not depend on the number of
@@ -196,6 +200,12 @@ func New(spec Spec, at time.Time) (Rollout, error) {
 	if at.IsZero() {
 		return Rollout{}, fleet.Errorf(fleet.Internal, "rollout %s: created without a time", spec.ID)
 	}
+	if spec.Mode == Renewal && (p.Rollback.Set() || p.AllowDowngrade || p.BytesPerSecond > 0) {
+		return Rollout{}, invalid("a rollout of certificates has no download and no way back: a certificate that was used has retired the one before")
+	}
+	if spec.Lifetime != 0 && (spec.Mode != Renewal || spec.Lifetime < time.Second) {
+		return Rollout{}, invalid("a lifetime of at least one second goes with a rollout of certificates")
+	}
 	if spec.Dynamic && p.Stages[len(p.Stages)-1].Percent != 100 {
 		return Rollout{}, invalid("devices may join this target while it runs: let the last stage be percent 100")
 	}
@@ -204,7 +214,7 @@ func New(spec Spec, at time.Time) (Rollout, error) {
 	}
 	at = utc(at)
 	return Rollout{
-		ID: spec.ID, Rev: 1, State: Draft, StateAt: at, Release: spec.Release, Floors: spec.Floors, Mode: spec.Mode, Plan: p,
+		ID: spec.ID, Rev: 1, State: Draft, StateAt: at, Release: spec.Release, Floors: spec.Floors, Mode: spec.Mode, Lifetime: spec.Lifetime, Plan: p,
 		Where: spec.Where, Dynamic: spec.Dynamic, Filling: spec.Filling, Undoes: spec.Undoes,
 		Stages: make([]StageStatus, len(p.Stages)), CreatedBy: spec.By, CreatedAt: at,
 	}, nil

@@ -405,7 +405,11 @@ func (s *step) revert(jobs []Job, ev Reverted) {
 		return
 	}
 	j.Session = at
-	s.fail(&j, RolledBack, Cause{ByRollback, "a later session runs another image"})
+	why := "a later session runs another image"
+	if s.r.Mode == Renewal {
+		why = "a later session uses the certificate before"
+	}
+	s.fail(&j, RolledBack, Cause{ByRollback, why})
 	s.changed(j)
 }
 
