@@ -3,7 +3,8 @@ package bolt
 import (
 	"bytes"
 
-	"encoding/json"
+	json "github.com/go-json-experiment/json/v1"
+
 	"muster/internal/fleet"
 	"muster/internal/wire"
 )

@@ -1,8 +1,7 @@
 package bolt
 
 import (
-	"encoding/json"
-
+	json "github.com/go-json-experiment/json/v1"
 	bbolt "go.etcd.io/bbolt"
 
 	"muster/internal/rollout"

@@ -1,8 +1,9 @@
 package bolt
 
 import (
-	"encoding/json"
 	"fmt"
+
+	json "github.com/go-json-experiment/json/v1"
 
 	"muster/internal/access"
 	"muster/internal/downlink"

@@ -3,8 +3,9 @@ package bolt
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"time"
+
+	json "github.com/go-json-experiment/json/v1"
 
 	"muster/internal/fleet"
 	"muster/internal/rollout"

@@ -3,11 +3,11 @@ package bolt
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
+	json "github.com/go-json-experiment/json/v1"
 	bbolt "go.etcd.io/bbolt"
 
 	"muster/internal/admission"
