@@ -42,6 +42,14 @@ type Tx interface {
 	CertificatePolicy() (p pki.Policy, ok bool, err error)
 	PutCertificatePolicy(pki.Policy) error
 
+	Enrolment(fleet.DeviceID) (e pki.Enrolment, ok bool, err error)
+	PutEnrolment(pki.Enrolment) error
+	DropEnrolment(fleet.DeviceID) error
+
+	Request(id string) (pki.Request, error)
+	PutRequest(pki.Request) error
+	Requests() ([]pki.Request, error)
+
 	PutClosing(pki.Closing) error
 	Closings() ([]pki.Closing, error)
 	DropClosing(user string) error
@@ -78,6 +86,8 @@ type Policy struct {
 	AskAgain    time.Duration // a device that was asked to renew is asked again after; six hours
 	PerDay      int           // certificates that a device may ask for itself in a day; 24
 	Keys        pki.KeyPolicy
+	// ApproveEST makes a new key that comes by EST wait for an operator; the zero value does not.
+	ApproveEST bool
 }
 
 func (p Policy) withDefaults() Policy {

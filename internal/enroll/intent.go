@@ -159,6 +159,7 @@ type wish struct {
 	via      pki.Via
 	by       string
 	lifetime time.Duration // zero: as the policy says
+	anew     bool          // an operator's word stands behind it: it may open what a revocation closed
 }
 
 // intend returns the certificate for dev's key: the one that exists, or a new intent. A coded error says why there is none.
@@ -166,7 +167,7 @@ func (e *Enroller) intend(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, w 
 	switch {
 	case dev.Disabled:
 		return pki.Certificate{}, fleet.Coded(fleet.Forbidden, CodeDisabled, "device %s is disabled: enable it first", dev.ID)
-	case dev.RecoveryOff != "" && w.via != pki.ViaOperator:
+	case dev.RecoveryOff != "" && w.via != pki.ViaOperator && !w.anew:
 		return pki.Certificate{}, fleet.Coded(fleet.Forbidden, CodeRevoked, "device %s was revoked: enrol it again", dev.ID)
 	}
 	same, err := e.sameKey(tx, at, dev, key, w.via)

@@ -139,6 +139,9 @@ func throwOut(tx Tx, at time.Time, dev fleet.Device, s fleet.Serial, reason int,
 	if err := tx.PutDevice(dev); err != nil {
 		return err
 	}
+	if err := tx.DropEnrolment(dev.ID); err != nil {
+		return err
+	}
 	return tx.PutClosing(pki.Closing{User: string(dev.ID), Device: dev.ID, Serial: s, Why: "certificate revoked", Since: at})
 }
 

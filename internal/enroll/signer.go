@@ -210,7 +210,7 @@ func (e *Enroller) finish(tx Tx, at time.Time, s fleet.Serial, signed pki.Signed
 	if err := tx.PutDevice(dev); err != nil {
 		return c, err
 	}
-	if c.Via != pki.ViaOperator { // an operator gets it in the answer
+	if !c.Via.Fetched() {
 		if err := offer(tx, at, c, vhostOf(c.Via)); err != nil {
 			return c, err
 		}
@@ -247,7 +247,7 @@ func (e *Enroller) giveUp(tx Tx, at time.Time, s fleet.Serial, why error) error 
 	if err := become(tx, c, pki.Superseded, at); err != nil {
 		return err
 	}
-	if c.Via == pki.ViaOperator {
+	if c.Via.Fetched() {
 		return nil
 	}
 	return tx.Enqueue(downlink.Entry{Device: c.Device, Vhost: vhostOf(c.Via), Kind: downlink.No, Ref: pki.CodeKey, At: at})

@@ -76,7 +76,7 @@ func (e *Enroller) OpenIntents(tx Tx, at time.Time, id fleet.DeviceID, vhost str
 		if err != nil {
 			return err
 		}
-		if c.State.Live() && c.Via != pki.ViaOperator && at.Before(c.NotAfter) {
+		if c.State.Live() && !c.Via.Fetched() && at.Before(c.NotAfter) {
 			return offer(tx, at, c, vhost)
 		}
 	}

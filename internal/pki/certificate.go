@@ -46,7 +46,12 @@ const (
 	ViaOperator Via = "operator" // REST or CLI
 	ViaMQTT     Via = "mqtt"     // renewal over the device's own mutual-TLS session
 	ViaRecovery Via = "recovery" // the fallback vhost
+	ViaEST      Via = "est"      // RFC 7030, with a certificate or an enrolment password
 )
+
+// Fetched reports whether whoever asked gets the certificate in the answer to the same request, so that it is not sent to
+// the device as well.
+func (v Via) Fetched() bool { return v == ViaOperator || v == ViaEST }
 
 // Certificate is the record of one certificate from the intent to sign it on. A serial without such a record was not
 // issued by muster.
@@ -116,6 +121,7 @@ type Request struct {
 	AskedAt   time.Time      `json:"asked_at"`
 	DecidedAt time.Time      `json:"decided_at,omitzero"`
 	By        string         `json:"by,omitempty"`
+	Via       Via            `json:"via,omitempty"` // empty: the fallback
 }
 
 // RequestState is where a Request stands.

@@ -18,11 +18,15 @@ func (r *Recovery) Approve(ctx context.Context, at time.Time, id, by string) (pk
 		if err != nil {
 			return err
 		}
-		if why := barred(dev); why != "" {
+		// A revoked device that asks by EST has an operator's new password.
+		if why := barred(dev); why != "" && !(q.Via == pki.ViaEST && why == enroll.CodeRevoked) {
 			return fleet.Coded(fleet.Forbidden, why, "device %s is barred from the fallback (%s): enrol or enable it instead", q.Device, why)
 		}
 		if _, err := knownKey(tx, dev, q.KeyHash); err != nil {
 			return err
+		}
+		if q.Via == pki.ViaEST {
+			return nil // the device asks again, and gets it in the answer
 		}
 		return r.c.Enroll.RequestKey(tx, at, q.Device, pki.CSR{PublicKey: q.PublicKey, KeyHash: q.KeyHash}, pki.ViaRecovery, by)
 	})
@@ -31,6 +35,9 @@ func (r *Recovery) Approve(ctx context.Context, at time.Time, id, by string) (pk
 // Deny refuses a new key. It is idempotent. Errors: NotFound; Conflict if the request was approved.
 func (r *Recovery) Deny(ctx context.Context, at time.Time, id, by string) (pki.Request, error) {
 	return r.decide(ctx, at, id, by, pki.Denied, "recovery.deny", func(tx Tx, q pki.Request) error {
+		if q.Via == pki.ViaEST {
+			return nil // it hears of it when it asks again
+		}
 		return say(tx, at, q.Device, enroll.CodeDenied)
 	})
 }

@@ -148,6 +148,21 @@ func (tx *Tx) Closings() ([]pki.Closing, error) { return all[pki.Closing](tx, bu
 // DropClosing removes the promise for user; one that is gone already does not matter.
 func (tx *Tx) DropClosing(user string) error { return tx.b.Bucket(bucketClosings).Delete([]byte(user)) }
 
+// Enrolment returns the enrolment password of a device, used or not; false if it has none.
+func (tx *Tx) Enrolment(id fleet.DeviceID) (pki.Enrolment, bool, error) {
+	return get[pki.Enrolment](tx, bucketEnrolments, []byte(id))
+}
+
+// PutEnrolment stores e, in place of an older one of the same device.
+func (tx *Tx) PutEnrolment(e pki.Enrolment) error {
+	return put(tx, bucketEnrolments, []byte(e.Device), e)
+}
+
+// DropEnrolment removes the enrolment password of a device; one that is gone already does not matter.
+func (tx *Tx) DropEnrolment(id fleet.DeviceID) error {
+	return tx.b.Bucket(bucketEnrolments).Delete([]byte(id))
+}
+
 // all returns the records of bucket whose key has prefix.
 func all[T any](tx *Tx, bucket, prefix []byte) ([]T, error) {
 	var out []T

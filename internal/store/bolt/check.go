@@ -35,7 +35,7 @@ func (d *DB) Check(ctx context.Context) ([]string, error) {
 		if len(found) > 0 {
 			return nil // nothing that is read from broken pages means anything
 		}
-		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkRollouts, checkTokens} {
+		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkEnrolments, checkRollouts, checkTokens} {
 			if err := check(tx, say); err != nil {
 				say("%v", err)
 			}
@@ -43,6 +43,27 @@ func (d *DB) Check(ctx context.Context) ([]string, error) {
 		return nil
 	})
 	return found, err
+}
+
+// checkEnrolments holds each enrolment password to its device and to the key it is bound to.
+func checkEnrolments(tx *Tx, say func(string, ...any)) error {
+	return each(tx, bucketEnrolments, nil, func(k []byte, e pki.Enrolment) (bool, error) {
+		if string(k) != string(e.Device) || len(e.SHA256) != 64 || !e.Since.Before(e.Until) || e.UsedAt.IsZero() != (e.KeyHash == "") {
+			say("enrolment %q: device, hash, times and key do not fit together", k)
+		}
+		if _, ok, err := get[fleet.Device](tx, bucketDevices, k); err != nil || !ok {
+			say("enrolment %q: no such device", k)
+			return true, err
+		}
+		if e.Serial == "" {
+			return true, nil
+		}
+		c, ok, err := get[pki.Certificate](tx, bucketCerts, []byte(e.Serial))
+		if err == nil && (!ok || c.Device != e.Device || c.KeyHash != e.KeyHash) {
+			say("enrolment %q: certificate %s is not the device's for that key", k, e.Serial)
+		}
+		return true, err
+	})
 }
 
 func checkDevices(tx *Tx, say func(string, ...any)) error {

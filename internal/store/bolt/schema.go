@@ -27,6 +27,7 @@ var (
 	bucketCertsDue      = []byte("certs-due")       // be64 moment of renewal · serial, of issued and active ones
 	bucketRequests      = []byte("requests")        // id
 	bucketClosings      = []byte("closings")        // broker user
+	bucketEnrolments    = []byte("enrolments")      // device
 
 	bucketReleases = []byte("releases")  // product · version
 	bucketKeys     = []byte("keys")      // key id
@@ -56,7 +57,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings, bucketEnrolments,
 	bucketReleases, bucketKeys, bucketBootKeys,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
