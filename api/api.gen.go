@@ -720,6 +720,26 @@ type Endpoints struct {
 	RecoveryHTTPS string `json:"recovery_https"`
 }
 
+// EnrolmentPassword defines model for EnrolmentPassword.
+type EnrolmentPassword struct {
+	// Device The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Device Label40 `json:"device"`
+
+	// Password 256 random bits, base64url.
+	Password string `json:"password"`
+
+	// Until When it stops working.
+	Until time.Time `json:"until"`
+}
+
+// EnrolmentPasswordRequest defines model for EnrolmentPasswordRequest.
+type EnrolmentPasswordRequest struct {
+	// For How long it works, as a Go duration, 1m to 2160h; 24h if left out.
+	For string `json:"for,omitempty,omitzero"`
+}
+
 // Expression A condition on what is known of a device, in CEL: its id, labels, version, hardware, chip, state document and more.
 // docs/rollouts.md lists the fields. It is checked when it is given.
 //
@@ -1990,6 +2010,9 @@ type UpdateDeviceJSONRequestBody = DevicePatch
 // IssueCertificateJSONRequestBody defines body for IssueCertificate for application/json ContentType.
 type IssueCertificateJSONRequestBody = CertificateRequest
 
+// NewEnrolmentPasswordJSONRequestBody defines body for NewEnrolmentPassword for application/json ContentType.
+type NewEnrolmentPasswordJSONRequestBody = EnrolmentPasswordRequest
+
 // AddSigningKeyJSONRequestBody defines body for AddSigningKey for application/json ContentType.
 type AddSigningKeyJSONRequestBody = NewSigningKey
 
@@ -2304,6 +2327,26 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /devices/{device}/enable (the `EnableDevice` operationId).
 	EnableDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// NewEnrolmentPasswordWithBody Make a password with which a device asks for its first certificate by EST.
+	//
+	// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+	// device had.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+	NewEnrolmentPasswordWithBody(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// NewEnrolmentPassword Make a password with which a device asks for its first certificate by EST.
+	//
+	// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+	// device had.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+	NewEnrolmentPassword(ctx context.Context, device OnDevice, body NewEnrolmentPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// NewFallbackPassword Make a new fallback password for a device.
 	//
@@ -3130,6 +3173,46 @@ func (c *Client) DisableDevice(ctx context.Context, device OnDevice, reqEditors 
 // Corresponds with POST /devices/{device}/enable (the `EnableDevice` operationId).
 func (c *Client) EnableDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewEnableDeviceRequest(c.Server, device)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// NewEnrolmentPasswordWithBody Make a password with which a device asks for its first certificate by EST.
+//
+// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+// device had.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+func (c *Client) NewEnrolmentPasswordWithBody(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewNewEnrolmentPasswordRequestWithBody(c.Server, device, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// NewEnrolmentPassword Make a password with which a device asks for its first certificate by EST.
+//
+// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+// device had.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+func (c *Client) NewEnrolmentPassword(ctx context.Context, device OnDevice, body NewEnrolmentPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewNewEnrolmentPasswordRequest(c.Server, device, body)
 	if err != nil {
 		return nil, err
 	}
@@ -4882,6 +4965,53 @@ func NewEnableDeviceRequest(server string, device OnDevice) (*http.Request, erro
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewNewEnrolmentPasswordRequest calls the generic NewEnrolmentPassword builder with application/json body
+func NewNewEnrolmentPasswordRequest(server string, device OnDevice, body NewEnrolmentPasswordJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewNewEnrolmentPasswordRequestWithBody(server, device, "application/json", bodyReader)
+}
+
+// NewNewEnrolmentPasswordRequestWithBody constructs an http.Request for the NewEnrolmentPassword method, with any body, and a specified content type
+func NewNewEnrolmentPasswordRequestWithBody(server string, device OnDevice, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/devices/%s/enrolment-password", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -6947,6 +7077,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /devices/{device}/enable (the `EnableDevice` operationId).
 	EnableDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*EnableDeviceResponse, error)
 
+	// NewEnrolmentPasswordWithBodyWithResponse Make a password with which a device asks for its first certificate by EST.
+	//
+	// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+	// device had.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+	NewEnrolmentPasswordWithBodyWithResponse(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*NewEnrolmentPasswordResponse, error)
+
+	// NewEnrolmentPasswordWithResponse Make a password with which a device asks for its first certificate by EST.
+	//
+	// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+	// device had.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+	NewEnrolmentPasswordWithResponse(ctx context.Context, device OnDevice, body NewEnrolmentPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*NewEnrolmentPasswordResponse, error)
+
 	// NewFallbackPasswordWithResponse Make a new fallback password for a device.
 	//
 	// The password is in the answer and nowhere else. Those that the device had do not work any more.
@@ -8293,6 +8443,54 @@ func (r EnableDeviceResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r EnableDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type NewEnrolmentPasswordResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *EnrolmentPassword
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r NewEnrolmentPasswordResponse) GetJSON201() *EnrolmentPassword {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r NewEnrolmentPasswordResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r NewEnrolmentPasswordResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r NewEnrolmentPasswordResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r NewEnrolmentPasswordResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r NewEnrolmentPasswordResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10795,6 +10993,38 @@ func (c *ClientWithResponses) EnableDeviceWithResponse(ctx context.Context, devi
 	return ParseEnableDeviceResponse(rsp)
 }
 
+// NewEnrolmentPasswordWithBodyWithResponse Make a password with which a device asks for its first certificate by EST.
+//
+// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+// device had.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+func (c *ClientWithResponses) NewEnrolmentPasswordWithBodyWithResponse(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*NewEnrolmentPasswordResponse, error) {
+	rsp, err := c.NewEnrolmentPasswordWithBody(ctx, device, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseNewEnrolmentPasswordResponse(rsp)
+}
+
+// NewEnrolmentPasswordWithResponse Make a password with which a device asks for its first certificate by EST.
+//
+// It works once, for one key, and not after its time. It is in the answer and nowhere else, and replaces the one that the
+// device had.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /devices/{device}/enrolment-password (the `NewEnrolmentPassword` operationId).
+func (c *ClientWithResponses) NewEnrolmentPasswordWithResponse(ctx context.Context, device OnDevice, body NewEnrolmentPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*NewEnrolmentPasswordResponse, error) {
+	rsp, err := c.NewEnrolmentPassword(ctx, device, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseNewEnrolmentPasswordResponse(rsp)
+}
+
 // NewFallbackPasswordWithResponse Make a new fallback password for a device.
 //
 // The password is in the answer and nowhere else. Those that the device had do not work any more.
@@ -12184,6 +12414,39 @@ func ParseEnableDeviceResponse(rsp *http.Response) (*EnableDeviceResponse, error
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseNewEnrolmentPasswordResponse parses an HTTP response from a NewEnrolmentPasswordWithResponse call
+func ParseNewEnrolmentPasswordResponse(rsp *http.Response) (*NewEnrolmentPasswordResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &NewEnrolmentPasswordResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest EnrolmentPassword
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Refused

@@ -1,9 +1,11 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +31,7 @@ import (
 	"muster/internal/dispatch"
 	"muster/internal/downlink"
 	"muster/internal/enroll"
+	"muster/internal/est"
 	"muster/internal/fleet"
 	"muster/internal/httpapi"
 	"muster/internal/inventory"
@@ -132,6 +136,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	bundle := hierarchy.TrustBundle()
+	caCerts := certificatesIn(bundle, hierarchy.ClientCAs())
 	deviceCAs := x509.NewCertPool()
 	deviceCAs.AppendCertsFromPEM(hierarchy.ClientCAs())
 
@@ -161,6 +166,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		},
 		Policy: enroll.Policy{
 			Lifetime: c.Certificates.Lifetime, MinLifetime: c.Certificates.MinLifetime, Grace: c.Certificates.Grace,
+			ApproveEST: c.Certificates.ESTNewKeys == "approve",
 			MaxLockOut: c.Certificates.MaxLockOut / 100, Keys: keys,
 		},
 	})
@@ -212,7 +218,11 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
+	enrolment := est.New(est.Config{
+		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return caCerts }, Log: log,
+	})
 	device := devapi.New(devapi.Config{
+		EST: enrolment.Devices(), RecoveryEST: enrolment.Recovery(),
 		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return bundle }, Log: log, Served: a.countDownloads(), BytesPerSecond: c.Firmware.BytesPerSecond,
 	})
 	a.metrics.Gauge("muster_download_backlog_bytes", "Bytes promised to downloads under a byte budget and not sent yet.", func() float64 { n, _ := device.Budget(); return float64(n) })
@@ -449,6 +459,19 @@ func pool(path string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("%s holds no certificate", path)
 	}
 	return p, nil
+}
+
+// certificatesIn returns every certificate of some PEM texts once, DER.
+func certificatesIn(texts ...[]byte) [][]byte {
+	var out [][]byte
+	for _, text := range texts {
+		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+			if !slices.ContainsFunc(out, func(c []byte) bool { return bytes.Equal(c, block.Bytes) }) {
+				out = append(out, block.Bytes)
+			}
+		}
+	}
+	return out
 }
 
 // certificate loads a server certificate and returns it at each handshake.

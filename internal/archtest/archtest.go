@@ -73,6 +73,7 @@ var Table = map[string]Row{
 	"internal/blob":              {Adapter, []string{"internal/fleet"}, "images on disk"},
 	"internal/httpapi":           {Adapter, []string{"api", "internal/access", "internal/dispatch", "internal/enroll", "internal/firmware", "internal/fleet", "internal/inventory", "internal/ota", "internal/pki", "internal/recovery", "internal/rollout", "internal/target", "internal/uplink"}, "ops REST; calls use cases and shows core types"},
 	"internal/devapi":            {Adapter, []string{"internal/firmware", "internal/fleet", "internal/ota", "internal/wire"}, "device HTTPS"},
+	"internal/est":               {Adapter, []string{"internal/fleet", "internal/pki"}, "EST over HTTP; mounted on devapi's listeners by app"},
 	"internal/config":            {Adapter, nil, "settings from file, environment, flags"},
 	"internal/obs":               {Adapter, nil, "log, health, metrics"},
 

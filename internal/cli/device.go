@@ -15,7 +15,7 @@ func (a *app) deviceCmd() *cobra.Command {
 	return group("device", "who belongs to the fleet",
 		a.deviceAdd(), a.deviceList(), a.deviceShow(), a.deviceEnroll(), a.deviceCredentials(),
 		a.deviceSwitch("disable", "refuse a device at every door"), a.deviceSwitch("enable", "let a disabled device in again"),
-		a.deviceLabels(), a.deviceLabel(), a.deviceGroup(), a.devicePassword(), a.deviceWhy(), a.devicePardon())
+		a.deviceLabels(), a.deviceLabel(), a.deviceGroup(), a.devicePassword(), a.deviceEnrolPassword(), a.deviceWhy(), a.devicePardon())
 }
 
 func (a *app) deviceAdd() *cobra.Command {

@@ -94,6 +94,7 @@ type Certificates struct {
 	Grace         time.Duration `koanf:"grace"`               // from superseded to revoked
 	MaxLockOut    float64       `koanf:"max_lockout_percent"` // of the fleet, by a change of lifetime
 	Sweep         time.Duration `koanf:"sweep"`               // how often expiry is enforced on live sessions
+	ESTNewKeys    string        `koanf:"est_new_keys"`        // approve: by an operator; automatic: at once
 }
 
 // Recovery is the policy of the fallback.
@@ -145,7 +146,7 @@ func Default() Config {
 		PKI: PKI{Dir: "pki", PassphraseFile: "secrets/ca-passphrase"},
 		Certificates: Certificates{
 			Lifetime: 90 * 24 * time.Hour, MinLifetime: time.Hour, RenewSchedule: "*/10 * * * *", RenewLimit: 1000,
-			Grace: 24 * time.Hour, MaxLockOut: 1, Sweep: time.Minute,
+			Grace: 24 * time.Hour, MaxLockOut: 1, Sweep: time.Minute, ESTNewKeys: "automatic",
 		},
 		Recovery: Recovery{NewKeys: "approve", PerDeviceHour: 12, PerSecond: 20, LoginsPerMinute: 10},
 		Firmware: Firmware{MaxImage: 16 << 20},

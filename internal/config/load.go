@@ -252,6 +252,7 @@ func (c *Config) validate() Errors {
 		_, err := cron.ParseStandard(c.Certificates.RenewSchedule)
 		say(err == nil, "certificates.renew_schedule", "wants a cron expression of five fields, such as */10 * * * *")
 	}
+	oneOf(c.Certificates.ESTNewKeys, "certificates.est_new_keys", "approve", "automatic")
 	oneOf(c.Recovery.NewKeys, "recovery.new_keys", "approve", "automatic")
 	say(c.Recovery.PerDeviceHour >= 1, "recovery.per_device_hour", "wants at least 1")
 	say(c.Recovery.PerSecond > 0, "recovery.per_second", "wants more than 0")

@@ -75,6 +75,8 @@ type Config struct {
 	CacheBytes  int64        // images kept in memory, in bytes; 0 means DefaultCacheBytes
 	// BytesPerSecond is the budget of all downloads together; 0: none. A rollout may have one of its own.
 	BytesPerSecond int64
+	// EST and RecoveryEST answer what is below /.well-known/est/ on the two listeners; nil: nothing does.
+	EST, RecoveryEST http.Handler
 }
 
 // DefaultCacheBytes holds the few images that a rollout serves at a time.
@@ -117,12 +119,14 @@ type Server struct {
 }
 
 // Devices returns the server for devices with a certificate. conf comes from MutualTLS.
-func (a *API) Devices(conf *tls.Config) *Server { return a.server(conf, a.byCertificate) }
+func (a *API) Devices(conf *tls.Config) *Server { return a.server(conf, a.byCertificate, a.c.EST) }
 
 // Recovery returns the server for devices with a fallback password. conf comes from PasswordTLS.
-func (a *API) Recovery(conf *tls.Config) *Server { return a.server(conf, a.byPassword) }
+func (a *API) Recovery(conf *tls.Config) *Server {
+	return a.server(conf, a.byPassword, a.c.RecoveryEST)
+}
 
-func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc) *Server {
+func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler) *Server {
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	e.Logger.SetOutput(io.Discard) // muster logs by slog
@@ -136,7 +140,7 @@ func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc) *Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &Server{tls: conf, http: &http.Server{
-		Handler: e, Protocols: protocols, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		Handler: withEST(e, est), Protocols: protocols, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		ErrorLog: slog.NewLogLogger(a.c.Log.Handler(), slog.LevelDebug), // handshakes that fail: anyone can cause them
 	}}
 }

@@ -479,6 +479,7 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("disableDevice", "POST", "/devices/n1/disable", nil)
 	do("enableDevice", "POST", "/devices/n1/enable", nil)
 	do("newFallbackPassword", "POST", "/devices/n1/fallback-password", nil)
+	do("newEnrolmentPassword", "POST", "/devices/n1/enrolment-password", `{"for":"1h"}`)
 	do("issueCertificate", "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr}).decode(t, &cert)
 	do("renewCertificates", "POST", "/certificates/renewals", `{"devices":["d000"]}`)
 	do("setCertificatePolicy", "PUT", "/certificates/policy", `{"lifetime":"1440h"}`)

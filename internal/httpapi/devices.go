@@ -4,12 +4,14 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
 	"muster/api"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
+	"muster/internal/pki"
 	"muster/internal/target"
 )
 
@@ -207,6 +209,31 @@ func (s *Server) newFallbackPassword(c *call) (answer, error) {
 		return answer{}, err
 	}
 	return created(api.FallbackPassword{Device: string(id), Password: pw})
+}
+
+// enrolmentLife is how long an enrolment password works unless the request says otherwise.
+const enrolmentLife = 24 * time.Hour
+
+func (s *Server) newEnrolmentPassword(c *call) (answer, error) {
+	id, err := c.device()
+	if err != nil {
+		return answer{}, err
+	}
+	var in api.EnrolmentPasswordRequest
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	life := enrolmentLife
+	if in.For != "" {
+		if life, err = duration("for", in.For, pki.MinEnrolment, pki.MaxEnrolment); err != nil {
+			return answer{}, err
+		}
+	}
+	pw, until, err := s.c.Doors.NewEnrolment(c.ctx, c.at, id, life, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	return created(api.EnrolmentPassword{Device: string(id), Password: pw, Until: until})
 }
 
 func showDevice(r inventory.Row) api.Device {

@@ -33,6 +33,7 @@ var operations = []operation{
 	{id: "disableDevice", method: http.MethodPost, path: "/devices/:device/disable", role: access.Operator, do: (*Server).disableDevice},
 	{id: "enableDevice", method: http.MethodPost, path: "/devices/:device/enable", role: access.Operator, do: (*Server).enableDevice},
 	{id: "newFallbackPassword", method: http.MethodPost, path: "/devices/:device/fallback-password", role: access.Operator, do: (*Server).newFallbackPassword},
+	{id: "newEnrolmentPassword", method: http.MethodPost, path: "/devices/:device/enrolment-password", role: access.Operator, body: jsonBody, do: (*Server).newEnrolmentPassword},
 
 	{id: "whyDevice", method: http.MethodGet, path: "/devices/:device/why", role: access.Viewer, do: (*Server).whyDevice},
 	{id: "pardonDevice", method: http.MethodPost, path: "/devices/:device/pardon", role: access.Operator, do: (*Server).pardonDevice},

@@ -39,6 +39,8 @@ type (
 		Enable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
 		// NewPassword makes a fallback password that replaces all others of the device.
 		NewPassword(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (password string, err error)
+		// NewEnrolment makes a password for EST that works once, within life, and replaces the one before.
+		NewEnrolment(ctx context.Context, at time.Time, id fleet.DeviceID, life time.Duration, by string) (password string, until time.Time, err error)
 	}
 
 	// Certificates is what lets devices in. It is enroll.Enroller.
