@@ -20,6 +20,7 @@ const (
 	Cert  Kind = "cert"  // deliver a certificate; Ref is the serial
 	No    Kind = "no"    // a certificate request was refused or waits; Ref is the reason
 	Cmd   Kind = "cmd"   // a command; Ref is its CmdOp
+	Trust Kind = "trust" // fetch the trust bundle
 )
 
 // Entry is one item of the outbox. It holds no payload and no secret: what is said is composed when it is sent.

@@ -68,6 +68,7 @@ type Status struct {
 	ChipRevision  int       `json:"chip_revision,omitempty"` // silicon revision × 100, as ESP-IDF counts: v3.1 is 301; 0 = unknown
 	Boot          string    `json:"boot,omitempty"`
 	Buffer        int       `json:"buffer,omitempty"` // bytes; 0 = unknown
+	Bundle        int64     `json:"bundle,omitempty"` // version of the trust bundle that it trusts; 0 = that of its making
 
 	Previous              Hash   `json:"previous,omitempty"` // image in the other slot: what boot-previous-slot would start
 	PreviousSecureVersion uint32 `json:"previous_secure_version,omitempty"`

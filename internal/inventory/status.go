@@ -22,6 +22,7 @@ func (inv *Inventory) Hello(tx Tx, at time.Time, vhost string, id fleet.DeviceID
 	s.LastSeen, s.HelloAt, s.Vhost = at, at, vhost
 	s.Version, s.Image, s.Hardware, s.Chip = h.Version, h.Image, h.Hardware, h.Chip
 	s.SecureVersion, s.Boot, s.Buffer = h.SecureVersion, h.Boot, h.Buffer
+	s.Bundle = h.Bundle
 	s.ChipRevision, s.Previous, s.PreviousSecureVersion = h.Revision, h.Previous, h.PreviousSecureVersion
 	if h.Boot != "" {
 		s.Booted(at, h.Boot)

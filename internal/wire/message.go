@@ -41,6 +41,7 @@ type Hello struct {
 	Boot          string       `json:"boot,omitzero"` // why the device started
 	Serial        fleet.Serial `json:"ser,omitzero"`  // certificate in use; empty on the fallback
 	Buffer        int          `json:"buf,omitzero"`  // largest MQTT packet it can receive, bytes; 0 = unknown
+	Bundle        int64        `json:"tb,omitzero"`   // version of the trust bundle that it trusts; 0 = that of its making
 	Revision      int          `json:"rev,omitzero"`  // silicon revision × 100, as ESP-IDF counts: v3.1 is 301; 0 = unknown
 
 	// What boot-previous-slot would start. A device whose packet has no room for it leaves both out.
@@ -128,6 +129,7 @@ const (
 	CmdReboot   CmdOp = "reboot"
 	CmdPrevious CmdOp = "boot-previous-slot"
 	CmdReport   CmdOp = "report"
+	CmdTrust    CmdOp = "trust" // fetch the trust bundle; see Bundle
 )
 
 // Cmd is a message on dn/cmd.
@@ -140,7 +142,13 @@ type Cmd struct {
 	// passive slot holds another, or one whose secure version is below the eFuse counter, says rejected.
 	Job   fleet.RolloutID `json:"job,omitzero"`
 	Image []byte          `json:"img,omitempty"`
+
+	// CmdTrust: version of the trust bundle at PathTrust. A device that has it, or a newer one, has nothing to do.
+	Bundle int64 `json:"tb,omitzero"`
 }
+
+// PathTrust is where the device API serves the signed trust bundle, on both listeners.
+const PathTrust = "/trust"
 
 // strict is how everything from outside is read: no unknown or duplicate names, exact case, valid UTF-8 (faults.md §7.2).
 var strict = json.JoinOptions(json.RejectUnknownMembers(true))
@@ -216,6 +224,9 @@ func DecodeHello(b []byte) (Hello, error) {
 		if !plainText(m.text) {
 			return Hello{}, notPlain("hello", m.name)
 		}
+	}
+	if h.Bundle < 0 || h.Bundle >= 1<<53 {
+		return Hello{}, fleet.Errorf(fleet.Invalid, "hello: tb is not the version of a trust bundle")
 	}
 	if h.Revision < 0 || h.Revision > maxRevision {
 		return Hello{}, fleet.Errorf(fleet.Invalid, "hello: rev is not between 0 and %d", maxRevision)
@@ -372,6 +383,9 @@ func DecodeCmd(b []byte) (Cmd, error) {
 	}
 	if c.Time < 0 {
 		return Cmd{}, fleet.Errorf(fleet.Invalid, "cmd: t is not a time after 1970")
+	}
+	if c.Bundle < 0 || c.Bundle >= 1<<53 || (c.Bundle > 0) != (c.Op == CmdTrust) {
+		return Cmd{}, fleet.Errorf(fleet.Invalid, "cmd: tb is a version and goes with %s", CmdTrust)
 	}
 	if c.Job == "" && len(c.Image) == 0 {
 		return c, nil

@@ -27,6 +27,7 @@ var (
 	bucketCertsDue      = []byte("certs-due")       // be64 moment of renewal · serial, of issued and active ones
 	bucketRequests      = []byte("requests")        // id
 	bucketClosings      = []byte("closings")        // broker user
+	bucketTrust         = []byte("trust")           // be64 version of a trust bundle
 	bucketEnrolments    = []byte("enrolments")      // device
 
 	bucketReleases = []byte("releases")  // product · version
@@ -57,7 +58,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings, bucketEnrolments,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments,
 	bucketReleases, bucketKeys, bucketBootKeys,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
