@@ -93,7 +93,7 @@ func (s *Server) enrol(w http.ResponseWriter, r *http.Request, id fleet.DeviceID
 	if err != nil {
 		return err
 	}
-	answer(w, r, http.StatusOK, "application/pkcs7-mime; smime-type=certs-only", encodeBody(cms))
+	send(w, r, "application/pkcs7-mime; smime-type=certs-only", cms)
 	return nil
 }
 
@@ -167,6 +167,13 @@ func explain(err error) (status int, retry time.Duration, text string) {
 		retry = 10 * time.Second
 	}
 	return status, retry, e.Msg
+}
+
+// send answers with der as base64. RFC 8951 §3.1 lets every recipient ignore the Content-Transfer-Encoding; clients of before
+// insist on it.
+func send(w http.ResponseWriter, r *http.Request, contentType string, der []byte) {
+	w.Header().Set("Content-Transfer-Encoding", "base64")
+	answer(w, r, http.StatusOK, contentType, encodeBody(der))
 }
 
 // answer writes a whole response: with a Content-Length, never chunked, never cached.

@@ -143,7 +143,7 @@ func (s *Server) caCerts(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	answer(w, r, http.StatusOK, "application/pkcs7-mime", encodeBody(cms))
+	send(w, r, "application/pkcs7-mime", cms)
 	return nil
 }
 
@@ -160,6 +160,6 @@ func (s *Server) csrAttrs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	answer(w, r, http.StatusOK, "application/csrattrs", encodeBody(der))
+	send(w, r, "application/csrattrs", der)
 	return nil
 }
