@@ -27,7 +27,7 @@ type Server struct {
 }
 
 // NewServer makes a key and a certificate for a server that is known by names: DNS names and IP addresses, at least one.
-// Calling it again is the renewal.
+// Calling it again is the renewal: each certificate has a key and a serial of its own.
 func (h *Hierarchy) NewServer(at time.Time, names []string) (Server, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -85,6 +85,28 @@ func (h *Hierarchy) SignServer(at time.Time, pub crypto.PublicKey, names []strin
 		return nil, fmt.Errorf("ca: server certificate: %w", err)
 	}
 	return toPEM(leaf, issuer), nil
+}
+
+// IssuedServer reports whether a server certificate, leaf first, comes from this hierarchy: whether its chain leads to one of
+// the roots. Ends do not count, so that one that has expired is still ours to renew.
+func (h *Hierarchy) IssuedServer(chain []*x509.Certificate) bool {
+	if len(chain) == 0 {
+		return false
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, p := range []Pair{h.Root, h.Spare} {
+		if p.Cert != nil {
+			roots.AddCert(p.Cert)
+		}
+	}
+	between.AddCert(h.Server.Cert)
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: chain[0].NotBefore.Add(time.Second), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+	return err == nil
 }
 
 // cutName keeps a common name to the 64 characters that X.520 allows; clients look at the alternative names.
