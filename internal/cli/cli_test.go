@@ -69,6 +69,21 @@ func TestDevices(t *testing.T) {
 	if pw := strings.TrimSpace(d.run("device", "password", "s1")); len(pw) < 43 {
 		t.Errorf("password %q", pw)
 	}
+	if pw := strings.TrimSpace(d.run("device", "enrol-password", "s1", "--for", "2h")); len(pw) != 43 {
+		t.Errorf("enrolment password %q", pw)
+	}
+	file := filepath.Join(t.TempDir(), "passwords.csv")
+	d.fails(4, "s2: device s2 is disabled", "device", "enrol-password", "s2", "--out", file)
+	d.run("device", "enable", "s2")
+	has(t, d.run("device", "enrol-password", "s1", "s2", "--out", file), "wrote 2 to ")
+	if text := read(t, file); !strings.HasPrefix(text, "device,password,until\ns1,") || strings.Count(text, "\n") != 3 {
+		t.Errorf("%q", text)
+	}
+	d.fails(1, "exists already", "device", "enrol-password", "s1", "--out", file)
+	d.fails(3, "none", "device", "enrol-password", "none")
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
 }
 
 // Labels, groups and expressions: of devices by name, by expression, and by file.

@@ -327,6 +327,9 @@ func TestCheckFindsWhatMustNotBe(t *testing.T) {
 		"record without its index key": {func(tx *bbolt.Tx) error {
 			return tx.Bucket([]byte("tokens")).Put([]byte("x"), []byte(`{"name":"x","sha256":"aa"}`))
 		}, "keys are missing"},
+		"enrolment of nobody": {func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte("enrolments")).Put([]byte("d9"), []byte(`{"device":"d9","sha256":"aa","by":"ops"}`))
+		}, "no such device"},
 		"unreadable record": {func(tx *bbolt.Tx) error {
 			return tx.Bucket([]byte("certs")).Put([]byte("a1"), []byte(`{`))
 		}, "record"},
