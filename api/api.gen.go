@@ -696,7 +696,10 @@ type DeviceStatus struct {
 	// State Its state document, merged from all that it sent.
 	State   jsontext.Value `json:"state,omitempty,omitzero"`
 	StateAt time.Time      `json:"state_at,omitempty,omitzero"`
-	Version string         `json:"version,omitempty,omitzero"`
+
+	// Trust Version of the trust bundle that it trusts; missing: what it was made with.
+	Trust   int64  `json:"trust,omitempty,omitzero"`
+	Version string `json:"version,omitempty,omitzero"`
 
 	// Vhost devices, or fallback if it is locked out.
 	Vhost string `json:"vhost,omitempty,omitzero"`
@@ -1015,6 +1018,19 @@ type NewToken struct {
 	// Examples: sensor-0001
 	Name Label40 `json:"name"`
 	Role Role    `json:"role"`
+}
+
+// NewTrustBundle defines model for NewTrustBundle.
+type NewTrustBundle struct {
+	// CrossPEM Certificates that lead from a new root to an old one, or back.
+	CrossPEM string `json:"cross_pem,omitempty,omitzero"`
+	Force    bool   `json:"force,omitempty,omitzero"`
+
+	// RootsPEM Root certificates, PEM; the one in use first.
+	RootsPEM string `json:"roots_pem,omitempty,omitzero"`
+
+	// Signed Instead of roots_pem and cross_pem.
+	Signed string `json:"signed,omitempty,omitzero"`
 }
 
 // Pace How many devices are offered the release in a minute: `per_minute`, or from `base` on, multiplied by `factor` after each
@@ -1773,8 +1789,57 @@ type TokenList struct {
 
 // Trust defines model for Trust.
 type Trust struct {
+	// KeyPEM Public key, PEM, by which a device checks new trust bundles.
+	KeyPEM string `json:"key_pem,omitempty,omitzero"`
+
 	// PEM Root certificates, PEM: what the servers are checked against.
 	PEM string `json:"pem"`
+}
+
+// TrustBundle defines model for TrustBundle.
+type TrustBundle struct {
+	By          string    `json:"by,omitempty,omitzero"`
+	CrossPEM    string    `json:"cross_pem,omitempty,omitzero"`
+	PublishedAt time.Time `json:"published_at"`
+	RootsPEM    string    `json:"roots_pem"`
+
+	// Signed The bundle as devices take it: a JWS in compact serialisation.
+	Signed  string `json:"signed"`
+	Version int64  `json:"version"`
+}
+
+// TrustSpread defines model for TrustSpread.
+type TrustSpread struct {
+	// Acked Those that trust the newest.
+	Acked int `json:"acked"`
+
+	// Devices All but disabled and revoked ones.
+	Devices    int              `json:"devices"`
+	More       bool             `json:"more"`
+	Stragglers []TrustStraggler `json:"stragglers"`
+
+	// Version The newest.
+	Version  int64          `json:"version"`
+	Versions []TrustVersion `json:"versions"`
+}
+
+// TrustStraggler defines model for TrustStraggler.
+type TrustStraggler struct {
+	// Device The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Device   Label40   `json:"device"`
+	LastSeen time.Time `json:"last_seen,omitempty,omitzero"`
+	Online   bool      `json:"online"`
+	Version  int64     `json:"version"`
+}
+
+// TrustVersion defines model for TrustVersion.
+type TrustVersion struct {
+	Devices int `json:"devices"`
+
+	// Version 0: the roots that it was made with.
+	Version int64 `json:"version"`
 }
 
 // Version defines model for Version.
@@ -1986,6 +2051,12 @@ type FollowRolloutParams struct {
 	LastEventID string `json:"Last-Event-ID,omitempty,omitzero"`
 }
 
+// ListTrustDevicesParams defines parameters for ListTrustDevices.
+type ListTrustDevicesParams struct {
+	// Limit The largest number of items in the answer.
+	Limit PageLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+}
+
 // SetCertificatePolicyJSONRequestBody defines body for SetCertificatePolicy for application/json ContentType.
 type SetCertificatePolicyJSONRequestBody = NewCertificatePolicy
 
@@ -2039,6 +2110,9 @@ type PreviewTargetJSONRequestBody = TargetQuestion
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = NewToken
+
+// PublishTrustBundleJSONRequestBody defines body for PublishTrustBundle for application/json ContentType.
+type PublishTrustBundleJSONRequestBody = NewTrustBundle
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -2687,6 +2761,42 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /trust (the `GetTrust` operationId).
 	GetTrust(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTrustBundle The newest trust bundle, as it was signed.
+	//
+	// Corresponds with GET /trust/bundle (the `GetTrustBundle` operationId).
+	GetTrustBundle(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PublishTrustBundleWithBody Publish a new trust bundle.
+	//
+	// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+	// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+	// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+	// refused with 409 `would_lock_out` unless `force` is set.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+	PublishTrustBundleWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PublishTrustBundle Publish a new trust bundle.
+	//
+	// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+	// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+	// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+	// refused with 409 `would_lock_out` unless `force` is set.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+	PublishTrustBundle(ctx context.Context, body PublishTrustBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTrustDevices Who trusts what.
+	//
+	// Counts devices by the version that they said hello with, and names those without the newest, not seen for longest first.
+	//
+	// Corresponds with GET /trust/devices (the `ListTrustDevices` operationId).
+	ListTrustDevices(ctx context.Context, params *ListTrustDevicesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion The version of musterd.
 	//
@@ -4063,6 +4173,82 @@ func (c *Client) DeleteToken(ctx context.Context, token Label40, reqEditors ...R
 // Corresponds with GET /trust (the `GetTrust` operationId).
 func (c *Client) GetTrust(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetTrustRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTrustBundle The newest trust bundle, as it was signed.
+//
+// Corresponds with GET /trust/bundle (the `GetTrustBundle` operationId).
+func (c *Client) GetTrustBundle(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTrustBundleRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PublishTrustBundleWithBody Publish a new trust bundle.
+//
+// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+// refused with 409 `would_lock_out` unless `force` is set.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+func (c *Client) PublishTrustBundleWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPublishTrustBundleRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PublishTrustBundle Publish a new trust bundle.
+//
+// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+// refused with 409 `would_lock_out` unless `force` is set.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+func (c *Client) PublishTrustBundle(ctx context.Context, body PublishTrustBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPublishTrustBundleRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTrustDevices Who trusts what.
+//
+// Counts devices by the version that they said hello with, and names those without the newest, not seen for longest first.
+//
+// Corresponds with GET /trust/devices (the `ListTrustDevices` operationId).
+func (c *Client) ListTrustDevices(ctx context.Context, params *ListTrustDevicesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTrustDevicesRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -6743,6 +6929,123 @@ func NewGetTrustRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetTrustBundleRequest constructs an http.Request for the GetTrustBundle method
+func NewGetTrustBundleRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/trust/bundle")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPublishTrustBundleRequest calls the generic PublishTrustBundle builder with application/json body
+func NewPublishTrustBundleRequest(server string, body PublishTrustBundleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPublishTrustBundleRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewPublishTrustBundleRequestWithBody constructs an http.Request for the PublishTrustBundle method, with any body, and a specified content type
+func NewPublishTrustBundleRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/trust/bundle")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListTrustDevicesRequest constructs an http.Request for the ListTrustDevices method
+func NewListTrustDevicesRequest(server string, params *ListTrustDevicesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/trust/devices")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetVersionRequest constructs an http.Request for the GetVersion method
 func NewGetVersionRequest(server string) (*http.Request, error) {
 	var err error
@@ -7500,6 +7803,46 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /trust (the `GetTrust` operationId).
 	GetTrustWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetTrustResponse, error)
+
+	// GetTrustBundleWithResponse The newest trust bundle, as it was signed.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /trust/bundle (the `GetTrustBundle` operationId).
+	GetTrustBundleWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetTrustBundleResponse, error)
+
+	// PublishTrustBundleWithBodyWithResponse Publish a new trust bundle.
+	//
+	// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+	// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+	// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+	// refused with 409 `would_lock_out` unless `force` is set.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+	PublishTrustBundleWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PublishTrustBundleResponse, error)
+
+	// PublishTrustBundleWithResponse Publish a new trust bundle.
+	//
+	// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+	// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+	// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+	// refused with 409 `would_lock_out` unless `force` is set.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+	PublishTrustBundleWithResponse(ctx context.Context, body PublishTrustBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*PublishTrustBundleResponse, error)
+
+	// ListTrustDevicesWithResponse Who trusts what.
+	//
+	// Counts devices by the version that they said hello with, and names those without the newest, not seen for longest first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /trust/devices (the `ListTrustDevices` operationId).
+	ListTrustDevicesWithResponse(ctx context.Context, params *ListTrustDevicesParams, reqEditors ...RequestEditorFn) (*ListTrustDevicesResponse, error)
 
 	// GetVersionWithResponse The version of musterd.
 	//
@@ -10499,6 +10842,150 @@ func (r GetTrustResponse) ContentType() string {
 	return ""
 }
 
+type GetTrustBundleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TrustBundle
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTrustBundleResponse) GetJSON200() *TrustBundle {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTrustBundleResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTrustBundleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTrustBundleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTrustBundleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTrustBundleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type PublishTrustBundleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *TrustBundle
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r PublishTrustBundleResponse) GetJSON201() *TrustBundle {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PublishTrustBundleResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PublishTrustBundleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PublishTrustBundleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PublishTrustBundleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PublishTrustBundleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTrustDevicesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TrustSpread
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTrustDevicesResponse) GetJSON200() *TrustSpread {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTrustDevicesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTrustDevicesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTrustDevicesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTrustDevicesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTrustDevicesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetVersionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -11733,6 +12220,70 @@ func (c *ClientWithResponses) GetTrustWithResponse(ctx context.Context, reqEdito
 		return nil, err
 	}
 	return ParseGetTrustResponse(rsp)
+}
+
+// GetTrustBundleWithResponse The newest trust bundle, as it was signed.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /trust/bundle (the `GetTrustBundle` operationId).
+func (c *ClientWithResponses) GetTrustBundleWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetTrustBundleResponse, error) {
+	rsp, err := c.GetTrustBundle(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTrustBundleResponse(rsp)
+}
+
+// PublishTrustBundleWithBodyWithResponse Publish a new trust bundle.
+//
+// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+// refused with 409 `would_lock_out` unless `force` is set.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+func (c *ClientWithResponses) PublishTrustBundleWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PublishTrustBundleResponse, error) {
+	rsp, err := c.PublishTrustBundleWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePublishTrustBundleResponse(rsp)
+}
+
+// PublishTrustBundleWithResponse Publish a new trust bundle.
+//
+// Either roots (and cross-certificates), which musterd signs if it has the trust key, or a bundle that was signed where
+// the key is. Its version must be above the one in force. Every connected device is told at once, the others when they
+// say hello. A bundle without a root under which the servers' certificates stand would lock out who takes it: it is
+// refused with 409 `would_lock_out` unless `force` is set.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /trust/bundle (the `PublishTrustBundle` operationId).
+func (c *ClientWithResponses) PublishTrustBundleWithResponse(ctx context.Context, body PublishTrustBundleJSONRequestBody, reqEditors ...RequestEditorFn) (*PublishTrustBundleResponse, error) {
+	rsp, err := c.PublishTrustBundle(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePublishTrustBundleResponse(rsp)
+}
+
+// ListTrustDevicesWithResponse Who trusts what.
+//
+// Counts devices by the version that they said hello with, and names those without the newest, not seen for longest first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /trust/devices (the `ListTrustDevices` operationId).
+func (c *ClientWithResponses) ListTrustDevicesWithResponse(ctx context.Context, params *ListTrustDevicesParams, reqEditors ...RequestEditorFn) (*ListTrustDevicesResponse, error) {
+	rsp, err := c.ListTrustDevices(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTrustDevicesResponse(rsp)
 }
 
 // GetVersionWithResponse The version of musterd.
@@ -13821,6 +14372,105 @@ func ParseGetTrustResponse(rsp *http.Response) (*GetTrustResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Trust
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTrustBundleResponse parses an HTTP response from a GetTrustBundleWithResponse call
+func ParseGetTrustBundleResponse(rsp *http.Response) (*GetTrustBundleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTrustBundleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TrustBundle
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParsePublishTrustBundleResponse parses an HTTP response from a PublishTrustBundleWithResponse call
+func ParsePublishTrustBundleResponse(rsp *http.Response) (*PublishTrustBundleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PublishTrustBundleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest TrustBundle
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListTrustDevicesResponse parses an HTTP response from a ListTrustDevicesWithResponse call
+func ParseListTrustDevicesResponse(rsp *http.Response) (*ListTrustDevicesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTrustDevicesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TrustSpread
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -41,6 +41,7 @@ import (
 	"muster/internal/recovery"
 	"muster/internal/rollout"
 	"muster/internal/store/bolt"
+	"muster/internal/trust"
 	"muster/internal/uplink"
 	"muster/internal/wire"
 )
@@ -61,6 +62,8 @@ type App struct {
 	recovery   *recovery.Recovery
 	dispatch   *dispatch.Dispatcher
 	catalog    *ota.Catalog
+	trust      *trust.Publisher
+	roots      []*x509.Certificate // of the first trust bundle
 	intake     *uplink.Intake[*bolt.Tx]
 	pump       *downlink.Pump
 	management *broker.Management
@@ -135,8 +138,10 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	bundle := hierarchy.TrustBundle()
-	caCerts := certificatesIn(bundle, hierarchy.ClientCAs())
+	trustKey, trustSigner, err := ca.TrustKey(c.Path(c.PKI.Dir), []byte(passphrase))
+	if err != nil {
+		return nil, err
+	}
 	deviceCAs := x509.NewCertPool()
 	deviceCAs.AppendCertsFromPEM(hierarchy.ClientCAs())
 
@@ -173,6 +178,13 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
+	a.roots = []*x509.Certificate{hierarchy.Root.Cert, hierarchy.Spare.Cert}
+	a.trust = trust.New(trust.Config{
+		Update: update(a.store, func(tx *bolt.Tx) trust.Tx { return tx }),
+		View:   view(a.store, func(tx *bolt.Tx) trust.Tx { return tx }),
+		Key:    trustKey, Signer: trustSigner, Log: log, Committed: committed,
+		InUse: func() []*x509.Certificate { return []*x509.Certificate{hierarchy.Root.Cert} },
+	})
 	a.recovery, err = recovery.New(recovery.Config{
 		Update: update(a.store, func(tx *bolt.Tx) recovery.Tx { return tx }),
 		View:   view(a.store, func(tx *bolt.Tx) recovery.Tx { return tx }),
@@ -219,11 +231,11 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	enrolment := est.New(est.Config{
-		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return caCerts }, Log: log,
+		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return certificatesIn(a.trustPEM(context.Background()), hierarchy.ClientCAs()) }, Log: log,
 	})
 	device := devapi.New(devapi.Config{
 		EST: enrolment.Devices(), RecoveryEST: enrolment.Recovery(),
-		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return bundle }, Log: log, Served: a.countDownloads(), BytesPerSecond: c.Firmware.BytesPerSecond,
+		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return a.trustPEM(context.Background()) }, SignedTrust: a.signedTrust, Log: log, Served: a.countDownloads(), BytesPerSecond: c.Firmware.BytesPerSecond,
 	})
 	a.metrics.Gauge("muster_download_backlog_bytes", "Bytes promised to downloads under a byte budget and not sent yet.", func() float64 { n, _ := device.Budget(); return float64(n) })
 	a.metrics.Counter("muster_downloads_sent_away_total", "Downloads that were told to come back later because of a byte budget.", func() float64 { _, n := device.Budget(); return float64(n) })
@@ -242,7 +254,8 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	rest, err := httpapi.New(httpapi.Config{
 		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
 		Quarantine: quarantine{a.store}, Operators: operators,
-		Trust:     func(context.Context) ([]byte, error) { return bundle, nil },
+		Trust:        func(ctx context.Context) ([]byte, error) { return a.trustPEM(ctx), nil },
+		TrustBundles: a.trust, TrustKey: trustKey,
 		Endpoints: api.Endpoints{MQTT: c.Public.MQTT, FallbackMQTT: c.Public.FallbackMQTT, HTTPS: c.Public.HTTPS, RecoveryHTTPS: c.Public.RecoveryHTTPS},
 		Version:   api.Version{API: "v1", Version: version, Go: runtime.Version()},
 		Log:       log, MaxImage: c.Firmware.MaxImage,
@@ -349,6 +362,9 @@ func (a *App) Start() error {
 	a.serve("device API", func() error { return a.devices.Serve(a.listeners.devices) }, a.devices.Shutdown)
 	a.serve("recovery API", func() error { return a.recoverer.Serve(a.listeners.recovery) }, a.recoverer.Shutdown)
 
+	if err := a.trust.First(context.Background(), time.Now(), a.roots); err != nil {
+		return err
+	}
 	policy, err := a.enroll.AdoptSettings(context.Background(), time.Now())
 	if err != nil {
 		return err

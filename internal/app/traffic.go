@@ -77,6 +77,9 @@ func (a *App) hello(tx *bolt.Tx, at time.Time, vhost string, id fleet.DeviceID, 
 	if err := tx.Enqueue(downlink.Entry{Device: id, Vhost: vhost, Kind: downlink.Hello, At: at}); err != nil {
 		return err
 	}
+	if err := a.trust.Hello(tx, at, vhost, id, h); err != nil {
+		return err
+	}
 	var err error
 	if vhost == wire.VhostFallback {
 		err = a.recovery.Hello(tx, at, id, h)
@@ -230,6 +233,16 @@ func (a *App) composers() map[downlink.Kind]downlink.Composer {
 		},
 		downlink.No: func(_ context.Context, _ time.Time, e downlink.Entry) ([]downlink.Message, error) {
 			return one(e, wire.DownCert, enroll.ComposeNo(e.Ref)), nil
+		},
+		downlink.Trust: func(ctx context.Context, _ time.Time, e downlink.Entry) (ms []downlink.Message, err error) {
+			err = a.store.View(ctx, func(tx *bolt.Tx) error {
+				payload, err := a.trust.Compose(tx, e.Device)
+				if len(payload) > 0 {
+					ms = one(e, wire.DownCmd, payload)
+				}
+				return err
+			})
+			return ms, err
 		},
 		downlink.Cmd: func(_ context.Context, _ time.Time, e downlink.Entry) ([]downlink.Message, error) {
 			return one(e, wire.DownCmd, wire.Encode(wire.Cmd{Op: wire.CmdOp(e.Ref)})), nil

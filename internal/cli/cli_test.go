@@ -117,7 +117,7 @@ func TestTargetsLabelsAndGroups(t *testing.T) {
 // checkKit checks that a folder holds credentials that fit one another, and returns the leaf.
 func (d *desk) checkKit(dir, id string) *x509.Certificate {
 	d.t.Helper()
-	for name, mode := range map[string]os.FileMode{"": 0o700, "key.pem": 0o600, "cert.pem": 0o644, "trust.pem": 0o644, "fallback-password": 0o600, "endpoints.json": 0o644} {
+	for name, mode := range map[string]os.FileMode{"": 0o700, "key.pem": 0o600, "cert.pem": 0o644, "trust.pem": 0o644, "trust-key.pem": 0o644, "fallback-password": 0o600, "endpoints.json": 0o644} {
 		fi, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			d.t.Fatal(err)
@@ -126,7 +126,7 @@ func (d *desk) checkKit(dir, id string) *x509.Certificate {
 			d.t.Errorf("%s has mode %o, want %o", filepath.Join(dir, name), fi.Mode().Perm(), mode)
 		}
 	}
-	if es, _ := os.ReadDir(dir); len(es) != 5 {
+	if es, _ := os.ReadDir(dir); len(es) != 6 {
 		d.t.Errorf("%d files in %s", len(es), dir)
 	}
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))

@@ -29,6 +29,7 @@ const (
 	keyFile       = "key.pem"           // PKCS #8; made here, never sent
 	certFile      = "cert.pem"          // leaf, intermediate
 	trustFile     = "trust.pem"         // what servers are checked against
+	trustKeyFile  = "trust-key.pem"     // by which new trust bundles are checked
 	passwordFile  = "fallback-password" // without a line end
 	endpointsFile = "endpoints.json"
 	partialDir    = ".partial" // holds what is made until all of it is there
@@ -50,6 +51,7 @@ type kit struct {
 	password bool // with a fallback password
 	lifetime string
 	trust    []byte
+	trustKey []byte // by which the device checks new trust bundles, PEM
 	ends     api.Endpoints
 }
 
@@ -62,7 +64,7 @@ func (a *app) newKit(ctx context.Context, force, password bool, lifetime string)
 	if err != nil {
 		return nil, err
 	}
-	return &kit{a: a, force: force, password: password, lifetime: lifetime, trust: []byte(trust.PEM), ends: ends}, nil
+	return &kit{a: a, force: force, password: password, lifetime: lifetime, trust: []byte(trust.PEM), trustKey: []byte(trust.KeyPEM), ends: ends}, nil
 }
 
 // errKept says that a device has its files already.
@@ -108,6 +110,9 @@ func (k *kit) make(ctx context.Context, id, dir string) error {
 	if err := replaceFile(filepath.Join(partial, trustFile), k.trust, 0o644); err != nil {
 		return err
 	}
+	if err := replaceFile(filepath.Join(partial, trustKeyFile), k.trustKey, 0o644); err != nil {
+		return err
+	}
 	return k.settle(partial, dir)
 }
 
@@ -145,7 +150,7 @@ func (k *kit) settle(partial, dir string) error {
 }
 
 func (k *kit) files() []string {
-	return []string{keyFile, certFile, trustFile, passwordFile, endpointsFile}
+	return []string{keyFile, certFile, trustFile, trustKeyFile, passwordFile, endpointsFile}
 }
 
 func (k *kit) any(dir string) bool {
@@ -195,7 +200,7 @@ func (a *app) deviceCredentials() *cobra.Command {
 	p := api.ListDevicesParams{}
 	c := &cobra.Command{
 		Use: "credentials ID... --out DIR | credentials --all --out DIR", Short: "write what a device needs: key, certificate, trust, fallback password, addresses",
-		Long: `Writes key.pem, cert.pem, trust.pem, fallback-password and endpoints.json. The key is made here and never leaves this
+		Long: `Writes key.pem, cert.pem, trust.pem, trust-key.pem, fallback-password and endpoints.json. The key is made here and never leaves this
 machine; only a request with its public half is sent.
 
 For one device the files go to DIR, for several to DIR/<id>. Files that exist are kept unless --force is given; with several

@@ -19,6 +19,7 @@ import (
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/ota"
+	"muster/internal/wire"
 )
 
 // Limits of the listeners. They are generous to a slow device and short to one that is gone.
@@ -70,6 +71,8 @@ type Config struct {
 	Images      Images
 	Admission   Admission
 	TrustBundle func() []byte // PEM: what devices trust; read at each request
+	// SignedTrust returns the same as a signed document with a version (pki.Bundle); nil if there is none.
+	SignedTrust func(context.Context) []byte
 	Log         *slog.Logger
 	Served      func(Served) // counts downloads; must not block
 	CacheBytes  int64        // images kept in memory, in bytes; 0 means DefaultCacheBytes
@@ -136,6 +139,7 @@ func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler
 		// Not by an echo.Group: its catch-all would turn 405 into 404.
 		e.Add(m, "/fw/:name", a.image, who, a.budget)
 		e.Add(m, "/trust-bundle", a.trustBundle, who, a.budget)
+		e.Add(m, wire.PathTrust, a.signedTrust, who, a.budget)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -166,4 +170,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // trustBundle answers with the certificates that devices should trust.
 func (a *API) trustBundle(c echo.Context) error {
 	return serveBytes(c, "application/pem-certificate-chain", "no-cache", a.c.TrustBundle())
+}
+
+// signedTrust answers with the trust bundle as a JWS.
+func (a *API) signedTrust(c echo.Context) error {
+	if a.c.SignedTrust == nil {
+		return fleet.Errorf(fleet.NotFound, "no trust bundle was published")
+	}
+	jws := a.c.SignedTrust(c.Request().Context())
+	if len(jws) == 0 {
+		return fleet.Errorf(fleet.NotFound, "no trust bundle was published")
+	}
+	return serveBytes(c, "application/jose", "no-cache", jws)
 }

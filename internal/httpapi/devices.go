@@ -244,7 +244,7 @@ func showDevice(r inventory.Row) api.Device {
 		FallbackPasswords: len(d.Passwords), RecoveryOff: d.RecoveryOff,
 		Status: api.DeviceStatus{
 			Online: s.Online, ConnectedAt: s.ConnectedAt, LostAt: s.LostAt, LastSeen: s.LastSeen, Vhost: s.Vhost, Peer: s.Peer,
-			Serial: string(s.Serial), HelloAt: s.HelloAt, Version: s.Version, Image: string(s.Image), Hardware: s.Hardware, Chip: s.Chip,
+			Serial: string(s.Serial), Trust: s.Bundle, HelloAt: s.HelloAt, Version: s.Version, Image: string(s.Image), Hardware: s.Hardware, Chip: s.Chip,
 			SecureVersion: s.SecureVersion, Boot: s.Boot, State: jsontext.Value(s.State), StateAt: s.StateAt,
 		},
 	}

@@ -50,6 +50,9 @@ var operations = []operation{
 	{id: "revokeCertificate", method: http.MethodPost, path: "/certificates/:serial/revocation", role: access.Operator, body: jsonBody, do: (*Server).revokeCertificate},
 
 	{id: "getTrust", method: http.MethodGet, path: "/trust", role: access.Viewer, do: (*Server).getTrust},
+	{id: "getTrustBundle", method: http.MethodGet, path: "/trust/bundle", role: access.Viewer, do: (*Server).getTrustBundle},
+	{id: "publishTrustBundle", method: http.MethodPost, path: "/trust/bundle", role: access.Admin, body: jsonBody, do: (*Server).publishTrustBundle},
+	{id: "listTrustDevices", method: http.MethodGet, path: "/trust/devices", role: access.Viewer, query: []string{"limit"}, do: (*Server).listTrustDevices},
 	{id: "getEndpoints", method: http.MethodGet, path: "/endpoints", role: access.Viewer, do: (*Server).getEndpoints},
 
 	{id: "listSigningKeys", method: http.MethodGet, path: "/firmware/keys", role: access.Viewer, do: (*Server).listSigningKeys},

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 
 	"muster/internal/access"
@@ -13,6 +14,7 @@ import (
 	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/rollout"
+	"muster/internal/trust"
 	"muster/internal/uplink"
 )
 
@@ -61,6 +63,14 @@ type (
 		// TryPolicy says what SetPolicy would do, and whether it would refuse.
 		TryPolicy(ctx context.Context, at time.Time, t pki.Terms) (i pki.Impact, refused bool, err error)
 		SetPolicy(ctx context.Context, at time.Time, t pki.Terms, force bool, by string) (pki.Policy, pki.Impact, error)
+	}
+
+	// TrustBundles is trust's use case.
+	TrustBundles interface {
+		Current(ctx context.Context) (pki.Published, error)
+		Make(ctx context.Context, at time.Time, roots, cross []*x509.Certificate, force bool, by string) (pki.Published, error)
+		Publish(ctx context.Context, at time.Time, signed string, force bool, by string) (pki.Published, error)
+		Spread(ctx context.Context, limit int) (trust.Spread, error)
 	}
 
 	// Recovery holds the certificate requests with a new key. It is recovery's use case.

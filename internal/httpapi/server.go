@@ -5,6 +5,7 @@ package httpapi
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -25,12 +26,14 @@ type Config struct {
 	Doors        Doors
 	Certificates Certificates
 	Recovery     Recovery
+	TrustBundles TrustBundles
 	Firmware     Firmware
 	Rollouts     Rollouts
 	Quarantine   Quarantine
 	Operators    Operators
 
 	Trust     func(context.Context) ([]byte, error) // the root certificates that devices need, PEM
+	TrustKey  *ecdsa.PublicKey                      // by which devices check new trust bundles
 	Endpoints api.Endpoints                         // what devices are told
 	Version   api.Version
 
@@ -69,7 +72,7 @@ func newServer(c Config, ops []operation) (*Server, error) {
 	for name, missing := range map[string]bool{
 		"Devices": c.Devices == nil, "Doors": c.Doors == nil, "Certificates": c.Certificates == nil, "Recovery": c.Recovery == nil,
 		"Firmware": c.Firmware == nil, "Rollouts": c.Rollouts == nil, "Quarantine": c.Quarantine == nil, "Operators": c.Operators == nil,
-		"Trust": c.Trust == nil, "Log": c.Log == nil, "MaxImage": c.MaxImage <= 0,
+		"Trust": c.Trust == nil, "TrustKey": c.TrustKey == nil, "TrustBundles": c.TrustBundles == nil, "Log": c.Log == nil, "MaxImage": c.MaxImage <= 0,
 	} {
 		if missing {
 			return nil, fmt.Errorf("httpapi: Config.%s is missing", name)

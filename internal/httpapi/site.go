@@ -12,7 +12,11 @@ func (s *Server) getTrust(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return ok(api.Trust{PEM: string(pem)})
+	key, err := publicPEM(s.c.TrustKey)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(api.Trust{PEM: string(pem), KeyPEM: key})
 }
 
 func (s *Server) getEndpoints(*call) (answer, error) { return ok(s.c.Endpoints) }

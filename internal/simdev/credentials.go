@@ -21,6 +21,7 @@ import (
 const (
 	KeyFile       = "key.pem"           // PKCS #8, EC P-256; absent where the device makes its own key
 	CertFile      = "cert.pem"          // leaf, then intermediate; absent together with the key
+	TrustKeyFile  = "trust-key.pem"     // by which new trust bundles are checked; absent where the device takes none
 	TrustFile     = "trust.pem"         // roots: who the servers must be, and who may sign this device's certificate
 	PasswordFile  = "fallback-password" // one line; absent where the device may not recover by itself
 	EndpointsFile = "endpoints.json"    // Endpoints
@@ -40,6 +41,7 @@ type Credentials struct {
 	Key       []byte   // PKCS #8, DER; nil if the device makes its own
 	Chain     [][]byte // leaf, then intermediate; DER; nil without a key
 	Trust     [][]byte // roots, DER
+	TrustKey  []byte   // SubjectPublicKeyInfo, DER; nil if it takes no new trust bundles
 	Password  string   // for the fallback; may be empty
 	Endpoints Endpoints
 }
@@ -60,6 +62,13 @@ func LoadCredentials(dir string) (Credentials, error) {
 	}
 	if c.Chain, err = readPEM(dir, CertFile, "CERTIFICATE"); err != nil {
 		return Credentials{}, err
+	}
+	trustKey, err := readPEM(dir, TrustKeyFile, "PUBLIC KEY")
+	if err != nil {
+		return Credentials{}, err
+	}
+	if len(trustKey) > 0 {
+		c.TrustKey = trustKey[0]
 	}
 	key, err := readPEM(dir, KeyFile, "PRIVATE KEY")
 	if err != nil {
@@ -123,6 +132,13 @@ func (c Credentials) check() error {
 			return fleet.Wrap(fleet.Invalid, err, "%s holds something that is no certificate", TrustFile)
 		}
 	}
+	if len(c.TrustKey) > 0 {
+		if key, err := x509.ParsePKIXPublicKey(c.TrustKey); err != nil {
+			return fleet.Wrap(fleet.Invalid, err, "%s holds no public key", TrustKeyFile)
+		} else if _, ok := key.(*ecdsa.PublicKey); !ok {
+			return fleet.Errorf(fleet.Invalid, "%s holds no EC key", TrustKeyFile)
+		}
+	}
 	if (len(c.Key) == 0) != (len(c.Chain) == 0) {
 		return fleet.Errorf(fleet.Invalid, "%s and %s belong together: one of them is missing", KeyFile, CertFile)
 	}
@@ -149,6 +165,9 @@ func (c Credentials) Save(dir string) error {
 	files := map[string][]byte{EndpointsFile: endpoints, TrustFile: encodePEM("CERTIFICATE", c.Trust...)}
 	if len(c.Key) > 0 {
 		files[KeyFile], files[CertFile] = encodePEM("PRIVATE KEY", c.Key), encodePEM("CERTIFICATE", c.Chain...)
+	}
+	if len(c.TrustKey) > 0 {
+		files[TrustKeyFile] = encodePEM("PUBLIC KEY", c.TrustKey)
 	}
 	if c.Password != "" {
 		files[PasswordFile] = []byte(c.Password + "\n")

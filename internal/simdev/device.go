@@ -2,6 +2,7 @@ package simdev
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -47,6 +48,8 @@ type Device struct {
 	previous  slot   // what the passive slot holds
 	ids       map[side]identity
 	trust     *x509.CertPool
+	trustKey  *ecdsa.PublicKey // nil: it takes no new bundles
+	bundle    int64            // version of what it trusts; 0: what it was made with
 	doors     *doors
 	bootedAt  time.Time
 	bound     time.Time // the earliest that it can be now
@@ -305,7 +308,7 @@ func (d *Device) start(reason string) error {
 	if err := d.loadFirmware(reason); err != nil {
 		return err
 	}
-	if d.trust, err = d.mem.roots(); err != nil {
+	if err := d.loadTrust(); err != nil {
 		return err
 	}
 	if err := d.loadCredentials(); err != nil {

@@ -36,6 +36,8 @@ const (
 	SlotSwitched  Kind = "slot-switched"  // the other certificate slot is tried
 	FallbackTaken Kind = "fallback-taken" // why
 	FallbackLeft  Kind = "fallback-left"  // why
+	TrustStored   Kind = "trust-stored"   // version of the trust bundle
+	TrustRefused  Kind = "trust-refused"  // why
 	Commanded     Kind = "commanded"      // a message on dn/cmd other than the answer
 	Dropped       Kind = "dropped"        // a message was not usable, or larger than the receive buffer
 )

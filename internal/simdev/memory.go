@@ -16,6 +16,8 @@ import (
 const (
 	recFactory  = "factory"  // twin of factoryRecord; written last of all when a device is made
 	recTrust    = "trust"    // [][]byte, roots
+	recTrustKey = "trustkey" // by which newer bundles are checked, SubjectPublicKeyInfo
+	recBundle   = "bundle"   // twin of bundleRecord
 	recCert     = "cert"     // .a and .b: certSlot
 	recPending  = "pending"  // a key for which there is no certificate yet, PKCS #8
 	recUse      = "use"      // twin of useRecord
@@ -82,11 +84,12 @@ type memory struct {
 	clock   twin[int64]
 	boot    twin[bootRecord]
 	fuse    twin[uint32]
+	bundle  twin[bundleRecord]
 }
 
 func newMemory(f Flash) memory {
 	r := records{f}
-	return memory{r, twin[factoryRecord]{r, recFactory}, twin[useRecord]{r, recUse}, twin[int64]{r, recClock}, twin[bootRecord]{r, recBoot}, twin[uint32]{r, recFuse}}
+	return memory{r, twin[factoryRecord]{r, recFactory}, twin[useRecord]{r, recUse}, twin[int64]{r, recClock}, twin[bootRecord]{r, recBoot}, twin[uint32]{r, recFuse}, twin[bundleRecord]{r, recBundle}}
 }
 
 // make gives a new device what it is made with, once: a device that has been made keeps what it has learnt since. It may
@@ -98,6 +101,11 @@ func (m memory) make(c Credentials, image []byte) (Endpoints, error) {
 	}
 	if err := save(m.r, recTrust, c.Trust); err != nil {
 		return Endpoints{}, err
+	}
+	if len(c.TrustKey) > 0 {
+		if err := save(m.r, recTrustKey, c.TrustKey); err != nil {
+			return Endpoints{}, err
+		}
 	}
 	if len(c.Key) > 0 {
 		if err := save(m.r, recCert+string(sideA), certSlot{c.Key, c.Chain}); err != nil {
@@ -115,7 +123,7 @@ func (m memory) make(c Credentials, image []byte) (Endpoints, error) {
 	return c.Endpoints, m.factory.write(factoryRecord{c.Endpoints})
 }
 
-// roots returns the trust bundle.
+// roots returns what the device was made to trust.
 func (m memory) roots() (*x509.CertPool, error) {
 	var ders [][]byte
 	if _, err := load(m.r, recTrust, &ders); err != nil {

@@ -205,6 +205,8 @@ func (s *session) command(ctx context.Context, c wire.Cmd) error {
 			return err
 		}
 		return s.d.confirm()
+	case wire.CmdTrust:
+		return s.fetchTrust(ctx, c.Bundle)
 	case wire.CmdReboot:
 		return reboot{"commanded"}
 	case wire.CmdPrevious:
@@ -224,7 +226,7 @@ func (s *session) hello(ctx context.Context) error {
 	buffer := s.d.fault().Buffer
 	h := wire.Hello{
 		Version: s.d.fw.Version, Image: s.d.image, Hardware: s.d.c.Hardware, Chip: s.d.c.Chip, Revision: s.d.c.Revision, SecureVersion: s.d.fuse,
-		Boot: s.d.Snapshot().Boot, Serial: s.l.serial, Buffer: buffer, Previous: s.d.previous.image, PreviousSecureVersion: s.d.previous.fw.SecureVersion,
+		Boot: s.d.Snapshot().Boot, Serial: s.l.serial, Buffer: buffer, Bundle: s.d.bundle, Previous: s.d.previous.image, PreviousSecureVersion: s.d.previous.fw.SecureVersion,
 	}
 	topic := wire.UpTopic(s.d.id, wire.UpHello)
 	b := wire.Encode(h)

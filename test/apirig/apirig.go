@@ -5,6 +5,10 @@ package apirig
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -31,6 +35,7 @@ import (
 	"muster/internal/recovery"
 	"muster/internal/store/bolt"
 	"muster/internal/store/storetest"
+	"muster/internal/trust"
 	"muster/internal/uplink"
 )
 
@@ -46,6 +51,7 @@ type Rig struct {
 	Config   httpapi.Config
 	Tokens   map[access.Role]string // one for each role, named t-<role>
 	Trust    []byte                 // what devices trust, PEM
+	TrustKey *ecdsa.PrivateKey      // signs trust bundles
 	Log      *Log
 }
 
@@ -89,9 +95,22 @@ func New(t testing.TB) *Rig {
 		Update: Use[dispatch.Tx](db.Update), View: Use[dispatch.Tx](db.View), PresenceKnown: func() bool { return true }, Committed: func() {}, Log: log,
 	})
 	r.Trust = h.TrustBundle()
+	roots := []*x509.Certificate{h.Root.Cert, h.Spare.Cert}
+	r.TrustKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles := trust.New(trust.Config{
+		Update: Use[trust.Tx](db.Update), View: Use[trust.Tx](db.View), Key: &r.TrustKey.PublicKey, Signer: r.TrustKey,
+		InUse: func() []*x509.Certificate { return roots[:1] }, Log: log,
+	})
+	if err := bundles.First(context.Background(), time.Now(), roots); err != nil {
+		t.Fatal(err)
+	}
 	r.Config = httpapi.Config{
 		Devices: inventory.New(inventory.Config{Update: Use[inventory.Tx](db.Update), View: Use[inventory.Tx](db.View)}),
 		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access,
+		TrustBundles: bundles, TrustKey: &r.TrustKey.PublicKey,
 		Firmware:  ota.New(ota.Config{Update: Use[ota.Tx](db.Update), View: Use[ota.Tx](db.View), Images: images, MaxImage: MaxImage}),
 		Trust:     func(context.Context) ([]byte, error) { return r.Trust, nil },
 		Endpoints: api.Endpoints{MQTT: "broker.example.com:8883", FallbackMQTT: "broker.example.com:8884", HTTPS: "muster.example.com:8443", RecoveryHTTPS: "muster.example.com:8444"},
