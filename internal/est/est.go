@@ -59,7 +59,7 @@ type Server struct {
 // has 256 random bits: failures are limited to spare the log, and never keep a right password out.
 const (
 	requestsPerSecond = 0.2
-	requestsBurst     = 30
+	requestsBurst     = 40
 	failuresPerSecond = 0.2
 	failuresBurst     = 10
 	denialsPerSecond  = 1.0 / 600
