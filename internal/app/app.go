@@ -204,7 +204,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	a.catalog = ota.New(ota.Config{
 		Update: update(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),
 		View:   view(a.store, func(tx *bolt.Tx) ota.Tx { return tx }),
-		Images: images, MaxImage: c.Firmware.MaxImage, BytesPerSecond: c.Firmware.BytesPerSecond,
+		Images: images, MaxImage: c.Firmware.MaxImage, BytesPerSecond: c.Firmware.BytesPerSecond, Committed: committed,
 	})
 	if n, err := a.catalog.Prune(context.Background()); err != nil {
 		return nil, err

@@ -89,6 +89,9 @@ func (a *App) hello(tx *bolt.Tx, at time.Time, vhost string, id fleet.DeviceID, 
 	if err != nil {
 		return err
 	}
+	if err := a.catalog.Hello(tx, at, vhost, id); err != nil {
+		return err
+	}
 	return a.dispatch.Hello(tx, at, vhost, id, h)
 }
 

@@ -19,30 +19,43 @@ type Grant struct {
 }
 
 // Granted returns the release whose image device may download under name, the first 16 or all 64 digits of the file's
-// SHA-256. A device may have what the job it is at offers, and nothing else: without one, with one for another image, or
-// while it is disabled, the answer is the same NotFound, so that guessing tells nothing.
+// SHA-256. A device may have what the job it is at offers, on the fallback what repairs it, and nothing else: without one,
+// with one for another image, or while it is disabled, the answer is the same NotFound, so that guessing tells nothing.
 func (c *Catalog) Granted(ctx context.Context, device fleet.DeviceID, name string) (Grant, error) {
 	var found Grant
 	err := c.c.View(ctx, func(tx Tx) error {
-		rel, job, ok, err := current(tx, device)
-		if err != nil {
-			return err
-		}
 		d, err := tx.Device(device)
 		if err != nil && !fleet.Is(err, fleet.NotFound) {
 			return err
 		}
-		if !ok || err != nil || d.Disabled || !rel.Names(name) {
+		ok := err == nil && !d.Disabled
+		if ok {
+			if found, ok, err = granted(tx, d, name); err != nil {
+				return err
+			}
+		}
+		if !ok {
 			return fleet.Errorf(fleet.NotFound, "there is no such image for this device")
 		}
-		r, err := tx.Rollout(job.Rollout)
-		if err != nil {
-			return err
-		}
-		found = Grant{Release: rel, Rollout: r.ID, BytesPerSecond: r.Plan.BytesPerSecond, Begun: job.Percent > 0 || job.State == rollout.Downloading}
 		return nil
 	})
 	return found, err
+}
+
+func granted(tx Tx, d fleet.Device, name string) (Grant, bool, error) {
+	c, ok, err := cureOf(tx, d)
+	if err != nil || ok && c.release.Names(name) {
+		return Grant{Release: c.release, Rollout: c.job}, err == nil, err
+	}
+	rel, job, ok, err := current(tx, d.ID)
+	if err != nil || !ok || !rel.Names(name) {
+		return Grant{}, false, err
+	}
+	r, err := tx.Rollout(job.Rollout)
+	if err != nil {
+		return Grant{}, false, err
+	}
+	return Grant{Release: rel, Rollout: r.ID, BytesPerSecond: r.Plan.BytesPerSecond, Begun: job.Percent > 0 || job.State == rollout.Downloading}, true, nil
 }
 
 // current returns the release of the job that device is at, and the job; false if it is at none. A record that the job
@@ -68,10 +81,20 @@ func current(tx Tx, device fleet.DeviceID) (firmware.Release, rollout.Job, bool,
 }
 
 // Offer composes the doorbell of the update that device is at, from the state of the moment; false if there is nothing
-// to offer: no job, or the image is installed and only the proof is missing. Errors say what an operator should know
-// (muster device why): Unprocessable if the message does not fit the device's receive buffer, or the release does not fit
-// the device. It does not look at the order of versions: whether to go back is the rollout's to decide.
+// to offer: no job, or the image is installed and only the proof is missing. On the fallback what repairs it goes first.
+// Errors say what an operator should know (muster device why): Unprocessable if the message does not fit the device's
+// receive buffer, or the release does not fit the device. It does not look at the order of versions: whether to go back is the rollout's to decide.
 func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payload []byte, ok bool, err error) {
+	d, err := tx.Device(device)
+	if err != nil {
+		return nil, false, err
+	}
+	switch c, ok, err := cureOf(tx, d); {
+	case err != nil:
+		return nil, false, err
+	case ok:
+		return ring(d, status, c.release, c.job, 0)
+	}
 	rel, job, ok, err := current(tx, device)
 	if err != nil || !ok {
 		return nil, false, err
@@ -80,29 +103,35 @@ func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payl
 	case rollout.Installed, rollout.Rebooting, rollout.Verifying:
 		return nil, false, nil
 	}
-	d, err := tx.Device(device)
+	spread, err := c.spread(tx, job, rel.Size)
 	if err != nil {
 		return nil, false, err
 	}
-	target := firmware.Device{Product: d.Product, Chip: status.Chip, ChipRevision: status.ChipRevision, Version: status.Version, SecureVersion: status.SecureVersion}
-	if misfit, why := rel.Fit(target, true); misfit != firmware.Fits {
+	return ring(d, status, rel, job.Rollout, spread)
+}
+
+// ring composes the message that offers a release to a device. spread is in seconds.
+func ring(d fleet.Device, status fleet.Status, rel firmware.Release, job fleet.RolloutID, spread int) (payload []byte, ok bool, err error) {
+	if misfit, why := rel.Fit(asTarget(d, status), true); misfit != firmware.Fits {
 		return nil, false, fleet.Coded(fleet.Unprocessable, string(misfit), "%s", why)
 	}
 	sum, err := hex.DecodeString(string(rel.SHA256))
 	if err != nil {
 		return nil, false, fleet.Wrap(fleet.Internal, err, "release %s %s has no SHA-256", rel.Product, rel.Version)
 	}
-	offer := wire.OTAOffer{Job: job.Rollout, Version: string(rel.Version), Size: rel.Size, SHA256: sum, Path: rel.Path()}
-	if offer.Spread, err = c.spread(tx, job, rel.Size); err != nil {
-		return nil, false, err
-	}
-	room := wire.Budget(wire.DownTopic(device, wire.DownOTA), status.Buffer)
+	offer := wire.OTAOffer{Job: job, Version: string(rel.Version), Size: rel.Size, SHA256: sum, Path: rel.Path(), Spread: spread}
+	room := wire.Budget(wire.DownTopic(d.ID, wire.DownOTA), status.Buffer)
 	payload = offer.Within(room)
 	if len(payload) > room {
 		return nil, false, fleet.Coded(fleet.Unprocessable, "buffer_too_small",
 			"the offer has %d bytes and the device can take %d; use a shorter rollout id or version, or a larger receive buffer (buf in its hello)", len(payload), room)
 	}
 	return payload, true, nil
+}
+
+// asTarget is the device as a release sees it.
+func asTarget(d fleet.Device, s fleet.Status) firmware.Device {
+	return firmware.Device{Product: d.Product, Chip: s.Chip, ChipRevision: s.ChipRevision, Version: s.Version, SecureVersion: s.SecureVersion}
 }
 
 // spread returns how long a device is to wait at most before it fetches, in seconds: as long as those that are in flight

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"muster/internal/access"
+	"muster/internal/downlink"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
@@ -16,7 +17,9 @@ import (
 // Tx is what ota needs of the store.
 type Tx interface {
 	Device(fleet.DeviceID) (fleet.Device, error)
+	Status(fleet.DeviceID) (fleet.Status, error)
 	ActiveJob(fleet.DeviceID) (rollout.Job, bool, error)
+	LatestJob(fleet.DeviceID) (rollout.Job, bool, error)
 	Rollout(fleet.RolloutID) (rollout.Rollout, error)
 	Release(fleet.ProductID, firmware.Version) (firmware.Release, error)
 	PutRelease(firmware.Release) error
@@ -27,6 +30,11 @@ type Tx interface {
 	SecureBootKey(fleet.ProductID, fleet.Hash) (firmware.SecureBootKey, error)
 	PutSecureBootKey(firmware.SecureBootKey) error
 	SecureBootKeys(fleet.ProductID) ([]firmware.SecureBootKey, error)
+	Repair(fleet.DeviceID) (firmware.Repair, bool, error)
+	PutRepair(firmware.Repair) error
+	DropRepair(fleet.DeviceID) error
+	Repairs() ([]firmware.Repair, error)
+	Enqueue(downlink.Entry) error
 	Audit(access.Entry) error
 }
 
@@ -40,7 +48,7 @@ type Images interface {
 	List() ([]fleet.Hash, error)
 }
 
-// Config of a Catalog. All fields but BytesPerSecond are needed.
+// Config of a Catalog. All fields but BytesPerSecond and Committed are needed.
 type Config struct {
 	Update func(context.Context, func(Tx) error) error
 	View   func(context.Context, func(Tx) error) error
@@ -49,13 +57,20 @@ type Config struct {
 	MaxImage int64
 	// BytesPerSecond is the budget of all downloads together; 0: none.
 	BytesPerSecond int64
+	// Committed, if set, is called after a transaction that put something into the outbox. It must not block.
+	Committed func()
 }
 
 // Catalog is the releases of all products. Its methods may be called from any goroutine.
 type Catalog struct{ c Config }
 
 // New returns a Catalog.
-func New(c Config) *Catalog { return &Catalog{c: c} }
+func New(c Config) *Catalog {
+	if c.Committed == nil {
+		c.Committed = func() {}
+	}
+	return &Catalog{c: c}
+}
 
 // Release returns a release, or NotFound.
 func (c *Catalog) Release(ctx context.Context, p fleet.ProductID, v firmware.Version) (firmware.Release, error) {

@@ -635,7 +635,9 @@ type brokenTx struct {
 	err error
 }
 
-func (b brokenTx) Key(string) (firmware.Key, error) { return firmware.Key{}, b.err }
+func (b brokenTx) Key(string) (firmware.Key, error)               { return firmware.Key{}, b.err }
+func (b brokenTx) Device(id fleet.DeviceID) (fleet.Device, error) { return fleet.Device{ID: id}, nil }
+func (b brokenTx) Status(fleet.DeviceID) (fleet.Status, error)    { return fleet.Status{}, b.err }
 func (b brokenTx) ActiveJob(fleet.DeviceID) (rollout.Job, bool, error) {
 	return rollout.Job{}, false, b.err
 }

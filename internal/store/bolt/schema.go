@@ -33,6 +33,7 @@ var (
 	bucketReleases = []byte("releases")  // product · version
 	bucketKeys     = []byte("keys")      // key id
 	bucketBootKeys = []byte("boot-keys") // product · digest
+	bucketRepairs  = []byte("repairs")   // device, of those that get a release over the fallback
 
 	bucketRollouts    = []byte("rollouts")      // rollout
 	bucketJobs        = []byte("jobs")          // rollout · device
@@ -59,7 +60,7 @@ var (
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
 	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments,
-	bucketReleases, bucketKeys, bucketBootKeys,
+	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
