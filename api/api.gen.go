@@ -948,6 +948,12 @@ type NewDevice struct {
 	Product Label40 `json:"product"`
 }
 
+// NewRepair defines model for NewRepair.
+type NewRepair struct {
+	// Version A release of the device's product.
+	Version string `json:"version"`
+}
+
 // NewRevocation Examples: {"reason":"key-compromise"}
 type NewRevocation struct {
 	// Reason RFC 5280 §5.3.1. `unspecified` if none is given.
@@ -1363,6 +1369,38 @@ type RenewalWindow struct {
 	At    time.Time `json:"at"`
 	End   time.Time `json:"end"`
 	Start time.Time `json:"start"`
+}
+
+// Repair defines model for Repair.
+type Repair struct {
+	At time.Time `json:"at"`
+	By string    `json:"by"`
+
+	// Device The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Device Label40 `json:"device"`
+
+	// Job The job that the offer names.
+	Job string `json:"job"`
+
+	// Offered Last time at a hello; missing if it has not come since.
+	Offered time.Time `json:"offered,omitempty,omitzero"`
+
+	// Offers Hellos on the fallback that were answered with it.
+	Offers int `json:"offers"`
+
+	// Product The form of ids of devices and products, and of names of tokens.
+	//
+	// Examples: sensor-0001
+	Product Label40 `json:"product"`
+	Version string  `json:"version"`
+}
+
+// RepairList defines model for RepairList.
+type RepairList struct {
+	Items      []Repair `json:"items"`
+	NextCursor string   `json:"next_cursor,omitempty,omitzero"`
 }
 
 // RevocationReason RFC 5280 §5.3.1. `unspecified` if none is given.
@@ -2014,6 +2052,15 @@ type ListQuarantineParams struct {
 	Cursor PageCursor `form:"cursor,omitempty" json:"cursor,omitempty,omitzero"`
 }
 
+// ListRepairsParams defines parameters for ListRepairs.
+type ListRepairsParams struct {
+	// Limit The largest number of items in the answer.
+	Limit PageLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
+
+	// Cursor The `next_cursor` of the page before.
+	Cursor PageCursor `form:"cursor,omitempty" json:"cursor,omitempty,omitzero"`
+}
+
 // ListRecoveryRequestsParams defines parameters for ListRecoveryRequests.
 type ListRecoveryRequestsParams struct {
 	// Limit The largest number of items in the answer.
@@ -2092,6 +2139,9 @@ type SetFloorJSONRequestBody = FloorMark
 
 // AddSecureBootKeyJSONRequestBody defines body for AddSecureBootKey for application/json ContentType.
 type AddSecureBootKeyJSONRequestBody = NewSecureBootKey
+
+// RepairDeviceJSONRequestBody defines body for RepairDevice for application/json ContentType.
+type RepairDeviceJSONRequestBody = NewRepair
 
 // CreateRolloutJSONRequestBody defines body for CreateRollout for application/json ContentType.
 type CreateRolloutJSONRequestBody = NewRollout
@@ -2569,6 +2619,36 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /quarantine/{seq} (the `GetQuarantined` operationId).
 	GetQuarantined(ctx context.Context, seq uint64, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListRepairs List the devices that are to get a release over the fallback.
+	//
+	// Corresponds with GET /recovery/firmware (the `ListRepairs` operationId).
+	ListRepairs(ctx context.Context, params *ListRepairsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CancelRepair Take an order back.
+	//
+	// Corresponds with DELETE /recovery/firmware/{device} (the `CancelRepair` operationId).
+	CancelRepair(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RepairDeviceWithBody Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+	//
+	// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+	// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+	RepairDeviceWithBody(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RepairDevice Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+	//
+	// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+	// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+	RepairDevice(ctx context.Context, device OnDevice, body RepairDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRecoveryRequests List certificate requests with a new key that came over the fallback.
 	//
@@ -3691,6 +3771,76 @@ func (c *Client) DropQuarantined(ctx context.Context, seq uint64, reqEditors ...
 // Corresponds with GET /quarantine/{seq} (the `GetQuarantined` operationId).
 func (c *Client) GetQuarantined(ctx context.Context, seq uint64, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetQuarantinedRequest(c.Server, seq)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRepairs List the devices that are to get a release over the fallback.
+//
+// Corresponds with GET /recovery/firmware (the `ListRepairs` operationId).
+func (c *Client) ListRepairs(ctx context.Context, params *ListRepairsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRepairsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CancelRepair Take an order back.
+//
+// Corresponds with DELETE /recovery/firmware/{device} (the `CancelRepair` operationId).
+func (c *Client) CancelRepair(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelRepairRequest(c.Server, device)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RepairDeviceWithBody Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+//
+// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+func (c *Client) RepairDeviceWithBody(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRepairDeviceRequestWithBody(c.Server, device, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RepairDevice Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+//
+// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+func (c *Client) RepairDevice(ctx context.Context, device OnDevice, body RepairDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRepairDeviceRequest(c.Server, device, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5987,6 +6137,145 @@ func NewGetQuarantinedRequest(server string, seq uint64) (*http.Request, error) 
 	return req, nil
 }
 
+// NewListRepairsRequest constructs an http.Request for the ListRepairs method
+func NewListRepairsRequest(server string, params *ListRepairsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/recovery/firmware")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCancelRepairRequest constructs an http.Request for the CancelRepair method
+func NewCancelRepairRequest(server string, device OnDevice) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/recovery/firmware/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRepairDeviceRequest calls the generic RepairDevice builder with application/json body
+func NewRepairDeviceRequest(server string, device OnDevice, body RepairDeviceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRepairDeviceRequestWithBody(server, device, "application/json", bodyReader)
+}
+
+// NewRepairDeviceRequestWithBody constructs an http.Request for the RepairDevice method, with any body, and a specified content type
+func NewRepairDeviceRequestWithBody(server string, device OnDevice, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/recovery/firmware/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListRecoveryRequestsRequest constructs an http.Request for the ListRecoveryRequests method
 func NewListRecoveryRequestsRequest(server string, params *ListRecoveryRequestsParams) (*http.Request, error) {
 	var err error
@@ -7577,6 +7866,40 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /quarantine/{seq} (the `GetQuarantined` operationId).
 	GetQuarantinedWithResponse(ctx context.Context, seq uint64, reqEditors ...RequestEditorFn) (*GetQuarantinedResponse, error)
+
+	// ListRepairsWithResponse List the devices that are to get a release over the fallback.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /recovery/firmware (the `ListRepairs` operationId).
+	ListRepairsWithResponse(ctx context.Context, params *ListRepairsParams, reqEditors ...RequestEditorFn) (*ListRepairsResponse, error)
+
+	// CancelRepairWithResponse Take an order back.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /recovery/firmware/{device} (the `CancelRepair` operationId).
+	CancelRepairWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*CancelRepairResponse, error)
+
+	// RepairDeviceWithBodyWithResponse Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+	//
+	// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+	// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+	RepairDeviceWithBodyWithResponse(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RepairDeviceResponse, error)
+
+	// RepairDeviceWithResponse Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+	//
+	// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+	// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+	RepairDeviceWithResponse(ctx context.Context, device OnDevice, body RepairDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RepairDeviceResponse, error)
 
 	// ListRecoveryRequestsWithResponse List certificate requests with a new key that came over the fallback.
 	//
@@ -9745,6 +10068,143 @@ func (r GetQuarantinedResponse) ContentType() string {
 	return ""
 }
 
+type ListRepairsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RepairList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRepairsResponse) GetJSON200() *RepairList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRepairsResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRepairsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRepairsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRepairsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRepairsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CancelRepairResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CancelRepairResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CancelRepairResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CancelRepairResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CancelRepairResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CancelRepairResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RepairDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Repair
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RepairDeviceResponse) GetJSON200() *Repair {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RepairDeviceResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RepairDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RepairDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RepairDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RepairDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListRecoveryRequestsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -11822,6 +12282,64 @@ func (c *ClientWithResponses) GetQuarantinedWithResponse(ctx context.Context, se
 	return ParseGetQuarantinedResponse(rsp)
 }
 
+// ListRepairsWithResponse List the devices that are to get a release over the fallback.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /recovery/firmware (the `ListRepairs` operationId).
+func (c *ClientWithResponses) ListRepairsWithResponse(ctx context.Context, params *ListRepairsParams, reqEditors ...RequestEditorFn) (*ListRepairsResponse, error) {
+	rsp, err := c.ListRepairs(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRepairsResponse(rsp)
+}
+
+// CancelRepairWithResponse Take an order back.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /recovery/firmware/{device} (the `CancelRepair` operationId).
+func (c *ClientWithResponses) CancelRepairWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*CancelRepairResponse, error) {
+	rsp, err := c.CancelRepair(ctx, device, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelRepairResponse(rsp)
+}
+
+// RepairDeviceWithBodyWithResponse Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+//
+// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+func (c *ClientWithResponses) RepairDeviceWithBodyWithResponse(ctx context.Context, device OnDevice, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RepairDeviceResponse, error) {
+	rsp, err := c.RepairDeviceWithBody(ctx, device, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRepairDeviceResponse(rsp)
+}
+
+// RepairDeviceWithResponse Order a release for a device that is on the fallback because its image cannot do mutual TLS.
+//
+// The device is offered it at its next hello on the fallback, and fetches it from the recovery API with its password. The
+// order is over when the device is back at the front. A device whose rollout was taken back to a release needs none.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /recovery/firmware/{device} (the `RepairDevice` operationId).
+func (c *ClientWithResponses) RepairDeviceWithResponse(ctx context.Context, device OnDevice, body RepairDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*RepairDeviceResponse, error) {
+	rsp, err := c.RepairDevice(ctx, device, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRepairDeviceResponse(rsp)
+}
+
 // ListRecoveryRequestsWithResponse List certificate requests with a new key that came over the fallback.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -13617,6 +14135,101 @@ func ParseGetQuarantinedResponse(rsp *http.Response) (*GetQuarantinedResponse, e
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Quarantined
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRepairsResponse parses an HTTP response from a ListRepairsWithResponse call
+func ParseListRepairsResponse(rsp *http.Response) (*ListRepairsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRepairsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RepairList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCancelRepairResponse parses an HTTP response from a CancelRepairWithResponse call
+func ParseCancelRepairResponse(rsp *http.Response) (*CancelRepairResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CancelRepairResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRepairDeviceResponse parses an HTTP response from a RepairDeviceWithResponse call
+func ParseRepairDeviceResponse(rsp *http.Response) (*RepairDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RepairDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Repair
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -101,55 +101,6 @@ func (a *app) auditCmd() *cobra.Command {
 	})
 }
 
-func (a *app) recoveryCmd() *cobra.Command {
-	var all bool
-	list := &cobra.Command{Use: "list", Short: "list locked-out devices that ask for a certificate with a new key", Args: cobra.NoArgs}
-	list.Flags().BoolVar(&all, "all", false, "those that were decided, too")
-	a.online(list, func(ctx context.Context, _ []string) error {
-		p := api.ListRecoveryRequestsParams{Limit: 500, State: api.RecoveryStateWaiting}
-		if all {
-			p.State = ""
-		}
-		rs, err := take(0, func(cursor string) ([]api.RecoveryRequest, string, error) {
-			p.Cursor = cursor
-			l, err := client.Read[api.RecoveryRequestList](a.client.ListRecoveryRequests(ctx, &p))
-			return l.Items, l.NextCursor, err
-		})
-		if err != nil {
-			return err
-		}
-		return a.ui.show(rs, func() {
-			if len(rs) == 0 {
-				a.ui.note("no requests are waiting")
-				return
-			}
-			t := a.ui.table("ID", "DEVICE", "STATE", "ASKED", "KEY SHA256", "DECIDED BY")
-			for _, r := range rs {
-				t.row(r.ID, r.Device, cell{string(r.State), stateShade(string(r.State))}, a.ui.ago(r.AskedAt), r.KeySHA256, r.By)
-			}
-			t.print()
-		})
-	})
-	approve := a.online(&cobra.Command{
-		Use: "approve ID", Short: "give the device a certificate for its new key", Args: cobra.ExactArgs(1),
-		Long: "Approves a request. Compare the key's SHA-256 with what the device shows, if it can show it: whoever has the fallback password can ask.",
-	}, func(ctx context.Context, args []string) error {
-		r, err := client.Read[api.RecoveryRequest](a.client.ApproveRecoveryRequest(ctx, args[0]))
-		if err != nil {
-			return err
-		}
-		return a.ui.show(r, func() { a.ui.printf("approved %s of %s\n", clean(r.ID), clean(r.Device)) })
-	})
-	deny := a.online(&cobra.Command{Use: "deny ID", Short: "refuse the new key", Args: cobra.ExactArgs(1)}, func(ctx context.Context, args []string) error {
-		r, err := client.Read[api.RecoveryRequest](a.client.DenyRecoveryRequest(ctx, args[0]))
-		if err != nil {
-			return err
-		}
-		return a.ui.show(r, func() { a.ui.printf("denied %s of %s\n", clean(r.ID), clean(r.Device)) })
-	})
-	return group("recovery", "locked-out devices", list, approve, deny)
-}
-
 func (a *app) quarantineCmd() *cobra.Command {
 	var limit int
 	list := &cobra.Command{Use: "list", Short: "list messages that could not be handled, oldest first", Args: cobra.NoArgs}

@@ -509,6 +509,11 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	delete(left, "planRollout") // changes nothing
 	do("approveRecoveryRequest", "POST", "/recovery/requests/"+reqs[0]+"/approve", nil)
 	do("denyRecoveryRequest", "POST", "/recovery/requests/"+reqs[1]+"/deny", nil)
+	w.update(func(tx *bolt.Tx) error {
+		return tx.PutStatus(fleet.Status{Device: "n1", Vhost: "fallback", Version: "2.0.0", HelloAt: w.now})
+	})
+	do("repairDevice", "PUT", "/recovery/firmware/n1", `{"version":"1.0.0"}`)
+	do("cancelRepair", "DELETE", "/recovery/firmware/n1", nil)
 	do("dropQuarantined", "DELETE", "/quarantine/1", nil)
 	do("createToken", "POST", "/tokens", api.NewToken{Name: "ci", Role: "viewer"})
 	do("deleteToken", "DELETE", "/tokens/ci", nil)

@@ -86,6 +86,9 @@ var operations = []operation{
 	{id: "listRecoveryRequests", method: http.MethodGet, path: "/recovery/requests", role: access.Viewer, query: append([]string{"state"}, paged...), do: (*Server).listRecoveryRequests},
 	{id: "approveRecoveryRequest", method: http.MethodPost, path: "/recovery/requests/:request/approve", role: access.Operator, do: decide(Recovery.Approve)},
 	{id: "denyRecoveryRequest", method: http.MethodPost, path: "/recovery/requests/:request/deny", role: access.Operator, do: decide(Recovery.Deny)},
+	{id: "listRepairs", method: http.MethodGet, path: "/recovery/firmware", role: access.Viewer, query: paged, do: (*Server).listRepairs},
+	{id: "repairDevice", method: http.MethodPut, path: "/recovery/firmware/:device", role: access.Operator, body: jsonBody, do: (*Server).repairDevice},
+	{id: "cancelRepair", method: http.MethodDelete, path: "/recovery/firmware/:device", role: access.Operator, do: (*Server).cancelRepair},
 
 	{id: "listQuarantine", method: http.MethodGet, path: "/quarantine", role: access.Viewer, query: paged, do: (*Server).listQuarantine},
 	{id: "getQuarantined", method: http.MethodGet, path: "/quarantine/:seq", role: access.Viewer, do: (*Server).getQuarantined},

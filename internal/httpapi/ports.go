@@ -98,6 +98,10 @@ type (
 		AddSecureBootKey(ctx context.Context, at time.Time, p fleet.ProductID, text, by string) (firmware.SecureBootKey, error)
 		RevokeSecureBootKey(ctx context.Context, at time.Time, p fleet.ProductID, digest fleet.Hash, by string) (firmware.SecureBootKey, error)
 		SecureBootKeys(ctx context.Context, p fleet.ProductID) ([]firmware.SecureBootKey, error)
+		// Repair orders a release for a device over the fallback; the same order again changes nothing.
+		Repair(ctx context.Context, at time.Time, id fleet.DeviceID, v firmware.Version, by string) (firmware.Repair, error)
+		CancelRepair(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
+		Repairs(ctx context.Context) ([]firmware.Repair, error)
 	}
 
 	// Rollouts is dispatch.Dispatcher.
