@@ -15,6 +15,22 @@ const walkBatch = 512
 // walk calls f for every device that holds a live or ended certificate and is not barred, in id order, with the newest
 // certificate that it could connect with.
 func (e *Enroller) walk(ctx context.Context, f func(tx Tx, dev fleet.Device, c pki.Certificate) error) error {
+	return e.everyDevice(ctx, func(tx Tx, dev fleet.Device) error {
+		if isBarred(dev) { // locked out on purpose
+			return nil
+		}
+		c, err := newestUsable(tx, dev)
+		if err != nil || c.Serial == "" {
+			return err
+		}
+		return f(tx, dev, c)
+	})
+}
+
+func isBarred(dev fleet.Device) bool { return dev.Disabled || dev.RecoveryOff != "" }
+
+// everyDevice calls f for every device, in id order and in short transactions.
+func (e *Enroller) everyDevice(ctx context.Context, f func(tx Tx, dev fleet.Device) error) error {
 	var after fleet.DeviceID
 	for {
 		var n int
@@ -27,17 +43,7 @@ func (e *Enroller) walk(ctx context.Context, f func(tx Tx, dev fleet.Device, c p
 				after = list[n-1].ID
 			}
 			for _, dev := range list {
-				if dev.Disabled || dev.RecoveryOff != "" {
-					continue // locked out on purpose
-				}
-				c, err := newestUsable(tx, dev)
-				if err != nil {
-					return err
-				}
-				if c.Serial == "" {
-					continue
-				}
-				if err := f(tx, dev, c); err != nil {
+				if err := f(tx, dev); err != nil {
 					return err
 				}
 			}
@@ -92,61 +98,47 @@ func (e *Enroller) FleetStatus(ctx context.Context, at time.Time) (FleetStatus, 
 	for i, w := range horizons {
 		s.Horizons[i].Within = w
 	}
-	counted := 0
-	err := e.walk(ctx, func(_ Tx, dev fleet.Device, c pki.Certificate) error {
-		counted++
-		left := c.NotAfter.Sub(at)
-		h := &s.Later
-		if left <= 0 {
-			h = &s.Ended
-		} else if i := slices.IndexFunc(horizons[:], func(w time.Duration) bool { return left <= w }); i >= 0 {
-			h = &s.Horizons[i]
-		}
-		h.Devices++
-		if h.First == "" || c.NotAfter.Before(h.end) {
-			h.First, h.end = dev.ID, c.NotAfter
-		}
-		if left > 0 && c.Due(at) {
-			s.Due++
-		}
-		if !dev.RenewSince.IsZero() {
-			s.Asked++
-			if s.Oldest.IsZero() || dev.RenewSince.Before(s.Oldest) {
-				s.Oldest = dev.RenewSince
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return s, err
-	}
-	all := 0
-	err = e.count(ctx, func(dev fleet.Device) {
-		all++
-		if dev.Disabled || dev.RecoveryOff != "" {
+	err := e.everyDevice(ctx, func(tx Tx, dev fleet.Device) error {
+		if isBarred(dev) {
 			s.Barred++
+			return nil
 		}
-	})
-	s.Without = max(0, all-s.Barred-counted)
-	return s, err
-}
-
-// count calls f for every device, in short transactions.
-func (e *Enroller) count(ctx context.Context, f func(fleet.Device)) error {
-	var after fleet.DeviceID
-	for {
-		var list []fleet.Device
-		err := e.c.View(ctx, func(tx Tx) (err error) { list, err = tx.Devices(after, walkBatch); return err })
+		c, err := newestUsable(tx, dev)
 		if err != nil {
 			return err
 		}
-		for _, d := range list {
-			f(d)
-		}
-		if len(list) < walkBatch {
+		if c.Serial == "" {
+			s.Without++
 			return nil
 		}
-		after = list[len(list)-1].ID
+		s.add(at, dev, c)
+		return nil
+	})
+	return s, err
+}
+
+// add counts a device by its newest certificate.
+func (s *FleetStatus) add(at time.Time, dev fleet.Device, c pki.Certificate) {
+	left := c.NotAfter.Sub(at)
+	h := &s.Later
+	if left <= 0 {
+		h = &s.Ended
+	} else if i := slices.IndexFunc(horizons[:], func(w time.Duration) bool { return left <= w }); i >= 0 {
+		h = &s.Horizons[i]
+	}
+	h.Devices++
+	if h.First == "" || c.NotAfter.Before(h.end) {
+		h.First, h.end = dev.ID, c.NotAfter
+	}
+	if left > 0 && c.Due(at) {
+		s.Due++
+	}
+	if dev.RenewSince.IsZero() {
+		return
+	}
+	s.Asked++
+	if s.Oldest.IsZero() || dev.RenewSince.Before(s.Oldest) {
+		s.Oldest = dev.RenewSince
 	}
 }
 
