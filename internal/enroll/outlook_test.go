@@ -83,7 +83,7 @@ func TestFleetStatusCountsEachDeviceOnce(t *testing.T) {
 	for _, id := range []fleet.DeviceID{"old", "new", "twice", "off"} {
 		r.addDevice(id)
 	}
-	r.enrolled(start.Add(-80*day), "old")
+	r.enrolled(start.Add(-70*day), "old")
 	r.enrolled(start, "new")
 	r.enrolled(start.Add(-70*day), "twice")
 	r.enrolled(start, "off")
