@@ -94,7 +94,8 @@ const stopTime = 25 * time.Second
 func serveCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use: "serve", Short: "run the service until SIGTERM or Ctrl-C", Args: noArgs,
-		Long: "Runs the service. SIGUSR1 writes a consistent copy of the store into the data directory while it runs.",
+		Long: "Runs the service. SIGUSR1 writes a consistent copy of the store into the data directory while it runs. SIGHUP takes\n" +
+			"over the files of server certificates and of trusted CAs at once; it looks at them each minute anyway.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := s.load()
 			if err != nil {
@@ -113,6 +114,9 @@ func serveCommand(s *settings) *cobra.Command {
 			copies := make(chan os.Signal, 1)
 			signal.Notify(copies, syscall.SIGUSR1)
 			defer signal.Stop(copies)
+			reloads := make(chan os.Signal, 1)
+			signal.Notify(reloads, syscall.SIGHUP)
+			defer signal.Stop(reloads)
 			if err := a.Start(); err != nil {
 				return errors.Join(err, a.Stop(context.Background()))
 			}
@@ -121,6 +125,8 @@ func serveCommand(s *settings) *cobra.Command {
 			for ctx.Err() == nil {
 				select {
 				case <-ctx.Done():
+				case <-reloads:
+					a.ReloadCertificates()
 				case <-copies:
 					to := c.Path("muster-" + time.Now().UTC().Format("20060102T150405Z") + ".backup")
 					n, err := a.BackupNow(ctx, to)

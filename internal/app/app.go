@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -32,6 +31,7 @@ import (
 	"muster/internal/downlink"
 	"muster/internal/enroll"
 	"muster/internal/est"
+	"muster/internal/expiry"
 	"muster/internal/fleet"
 	"muster/internal/httpapi"
 	"muster/internal/inventory"
@@ -75,7 +75,8 @@ type App struct {
 	ops                *http.Server
 	listeners          listeners
 	reconciled         atomic.Int64 // Unix seconds of the last reconciliation of presence
-	brokerTrust        *x509.CertPool
+	credentials        *credentials
+	expiries           *expiries
 }
 
 type listeners struct{ auth, devices, recovery, ops net.Listener }
@@ -142,13 +143,19 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	deviceCAs := x509.NewCertPool()
-	deviceCAs.AppendCertsFromPEM(hierarchy.ClientCAs())
 
-	// The broker.
-	if a.brokerTrust, err = pool(c.Path(c.Broker.CAFile)); err != nil {
+	// What is presented and what is trusted.
+	if a.credentials, err = loadCredentials(&c); err != nil {
 		return nil, err
 	}
+	if err := a.credentials.trustDevices(hierarchy.ClientCAs()); err != nil {
+		return nil, err
+	}
+	a.expiries = &expiries{log: log, health: a.health}
+	a.metrics.Registry().MustRegister(a.expiries)
+	a.expiries.add("CAs", func(context.Context, time.Time) ([]expiry.Item, error) { return expiringCAs(hierarchy), nil })
+
+	// The broker.
 	if err := a.joinBroker(); err != nil {
 		return nil, err
 	}
@@ -226,10 +233,8 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err := a.openBrokerAuth(); err != nil {
 		return nil, err
 	}
-	deviceCert, err := certificate(c.Path(c.TLS.DevicesCert), c.Path(c.TLS.DevicesKey))
-	if err != nil {
-		return nil, err
-	}
+	a.keepCertificates(func() *ca.Hierarchy { return hierarchy }, operators.Record)
+	a.expiries.add("tokens", expiringTokens(operators.Tokens))
 	enrolment := est.New(est.Config{
 		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return certificatesIn(a.trustPEM(context.Background()), hierarchy.ClientCAs()) }, Log: log,
 	})
@@ -239,16 +244,12 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	})
 	a.metrics.Gauge("muster_download_backlog_bytes", "Bytes promised to downloads under a byte budget and not sent yet.", func() float64 { n, _ := device.Budget(); return float64(n) })
 	a.metrics.Counter("muster_downloads_sent_away_total", "Downloads that were told to come back later because of a byte budget.", func() float64 { _, n := device.Budget(); return float64(n) })
-	a.devices = device.Devices(devapi.MutualTLS(deviceCert, func() *x509.CertPool { return deviceCAs }))
-	a.recoverer = device.Recovery(devapi.PasswordTLS(deviceCert))
+	a.devices = device.Devices(devapi.MutualTLS(a.credentials.devices.Get, a.credentials.deviceCAs.Load))
+	a.recoverer = device.Recovery(devapi.PasswordTLS(a.credentials.devices.Get))
 	if a.listeners.devices, err = a.listen("devices", c.Listen.Devices); err != nil {
 		return nil, err
 	}
 	if a.listeners.recovery, err = a.listen("recovery", c.Listen.Recovery); err != nil {
-		return nil, err
-	}
-	opsCert, err := certificate(c.Path(c.TLS.OpsCert), c.Path(c.TLS.OpsKey))
-	if err != nil {
 		return nil, err
 	}
 	rest, err := httpapi.New(httpapi.Config{
@@ -269,7 +270,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	a.listeners.ops = tls.NewListener(ops, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: opsCert, NextProtos: []string{"http/1.1"}})
+	a.listeners.ops = tls.NewListener(ops, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: a.credentials.ops.Get, NextProtos: []string{"http/1.1"}})
 	a.registerMetrics()
 	return a, nil
 }
@@ -277,7 +278,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 // joinBroker makes the clients of RabbitMQ; they connect in Start.
 func (a *App) joinBroker() error {
 	b := a.c.Broker
-	conf := &tls.Config{RootCAs: a.brokerTrust, ServerName: b.ServerName, MinVersion: tls.VersionTLS12}
+	conf, roots := &tls.Config{ServerName: b.ServerName, MinVersion: tls.VersionTLS12}, a.credentials.brokerRoots.Pool
 	passwords := map[string]string{}
 	for user, file := range map[string]string{brokerconf.UserMuster: b.PasswordFile, brokerconf.UserMonitor: b.MonitorFile, brokerconf.UserAdmin: b.AdminFile} {
 		p, err := a.c.Secret(file)
@@ -287,12 +288,12 @@ func (a *App) joinBroker() error {
 		passwords[user] = p
 	}
 	a.management = broker.NewManagement(broker.ManagementConfig{
-		URL: b.Management, TLS: conf,
+		URL: b.Management, TLS: conf, Roots: roots,
 		MonitorUser: brokerconf.UserMonitor, MonitorPassword: passwords[brokerconf.UserMonitor],
 		AdminUser: brokerconf.UserAdmin, AdminPassword: passwords[brokerconf.UserAdmin],
 	})
 	a.life.onStop("management client", func(context.Context) error { a.management.Close(); return nil })
-	amqp := broker.Config{Address: b.AMQPS, User: brokerconf.UserMuster, Password: passwords[brokerconf.UserMuster], TLS: conf, Log: a.log}
+	amqp := broker.Config{Address: b.AMQPS, User: brokerconf.UserMuster, Password: passwords[brokerconf.UserMuster], TLS: conf, Roots: roots, Log: a.log}
 	for _, vhost := range []string{wire.VhostDevices, wire.VhostFallback} {
 		a.consumers[vhost] = broker.NewConsumer(amqp, vhost, a.subscriptions(vhost)...)
 		a.publishers[vhost] = broker.NewPublisher(amqp, vhost)
@@ -312,15 +313,7 @@ func (a *App) openBrokerAuth() (err error) {
 	}
 	lc := brokerauth.ListenConfig{Address: a.c.Listen.BrokerAuth}
 	if a.c.TLS.BrokerAuth {
-		cert, err := certificate(a.c.Path(a.c.TLS.BrokerAuthCert), a.c.Path(a.c.TLS.BrokerAuthKey))
-		if err != nil {
-			return err
-		}
-		client, err := pool(a.c.Path(a.c.Broker.TLSDir + "/" + fileAuthClientCert))
-		if err != nil {
-			return err
-		}
-		lc.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: client}
+		lc.TLS = a.credentials.authTLS()
 	}
 	a.listeners.auth, err = brokerauth.Listen(context.Background(), lc)
 	if err != nil {
@@ -380,6 +373,9 @@ func (a *App) Start() error {
 	a.life.task("broker", a.runBroker, a.failure("broker"))
 	a.life.task("presence", a.runPresence, a.failure("presence"))
 	a.life.task("sweep", a.runSweep, a.report("sweep"))
+	a.life.task("server certificates", a.credentials.keeper.Run, a.report("server-certificates"))
+	a.life.task("trust files", a.runTrust, a.report("trust-files"))
+	a.life.task("expiries", a.expiries.Run, a.failure("expiries"))
 	return a.startSchedule()
 }
 
@@ -464,19 +460,6 @@ func view[T any](db *bolt.DB, as func(*bolt.Tx) T) func(context.Context, func(T)
 	}
 }
 
-// pool reads the certificates of a PEM file.
-func pool(path string) (*x509.CertPool, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	p := x509.NewCertPool()
-	if !p.AppendCertsFromPEM(raw) {
-		return nil, fmt.Errorf("%s holds no certificate", path)
-	}
-	return p, nil
-}
-
 // certificatesIn returns every certificate of some PEM texts once, DER.
 func certificatesIn(texts ...[]byte) [][]byte {
 	var out [][]byte
@@ -488,18 +471,4 @@ func certificatesIn(texts ...[]byte) [][]byte {
 		}
 	}
 	return out
-}
-
-// certificate loads a server certificate and returns it at each handshake.
-func certificate(cert, key string) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("server certificate %s: %w", cert, err)
-	}
-	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil }, nil
-}
-
-// brokerTLS returns what a client of the broker without a certificate uses.
-func brokerTLS(a *App) *tls.Config {
-	return &tls.Config{RootCAs: a.brokerTrust, ServerName: a.c.Broker.ServerName, MinVersion: tls.VersionTLS12}
 }

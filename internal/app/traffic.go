@@ -80,6 +80,10 @@ func (a *App) hello(tx *bolt.Tx, at time.Time, vhost string, id fleet.DeviceID, 
 	if err := a.trust.Hello(tx, at, vhost, id, h); err != nil {
 		return err
 	}
+	// Before a certificate: that one sends the device away, and a good image may be what it needs.
+	if err := a.catalog.Hello(tx, at, vhost, id); err != nil {
+		return err
+	}
 	var err error
 	if vhost == wire.VhostFallback {
 		err = a.recovery.Hello(tx, at, id, h)
@@ -87,9 +91,6 @@ func (a *App) hello(tx *bolt.Tx, at time.Time, vhost string, id fleet.DeviceID, 
 		err = a.enroll.OpenIntents(tx, at, id, vhost)
 	}
 	if err != nil {
-		return err
-	}
-	if err := a.catalog.Hello(tx, at, vhost, id); err != nil {
 		return err
 	}
 	return a.dispatch.Hello(tx, at, vhost, id, h)
@@ -333,7 +334,7 @@ func (a *App) checkBroker(ctx context.Context) error {
 	return broker.Probe(ctx, broker.ProbeConfig{
 		MQTT:     net.JoinHostPort(hostOf(a.c.Broker.AMQPS), fmt.Sprint(a.c.Broker.MQTTPort)),
 		Fallback: net.JoinHostPort(hostOf(a.c.Broker.AMQPS), fmt.Sprint(a.c.Broker.FallbackPort)),
-		TLS:      brokerTLS(a),
+		TLS:      a.credentials.brokerTLS(a.c.Broker.ServerName),
 	})
 }
 

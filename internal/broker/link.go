@@ -5,6 +5,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -23,7 +24,9 @@ type Config struct {
 	User     string
 	Password string
 	TLS      *tls.Config
-	Log      *slog.Logger
+	// Roots, if set, returns what the next connection trusts, in place of TLS.RootCAs.
+	Roots func() *x509.CertPool
+	Log   *slog.Logger
 	// MinPause and MaxPause bound the pause before a new attempt; zero means 1 s and 1 min.
 	MinPause, MaxPause time.Duration
 }
@@ -97,6 +100,9 @@ func (l *link) session(ctx context.Context, use func(context.Context, *amqp.Conn
 
 func (l *link) dial(ctx context.Context) (*amqp.Connection, error) {
 	tlsConf := l.c.TLS.Clone()
+	if l.c.Roots != nil {
+		tlsConf.RootCAs = l.c.Roots()
+	}
 	if tlsConf.ServerName == "" {
 		host, _, err := net.SplitHostPort(l.c.Address)
 		if err != nil {

@@ -3,9 +3,11 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -19,6 +21,7 @@ import (
 type ManagementConfig struct {
 	URL             string // https://host:port
 	TLS             *tls.Config
+	Roots           func() *x509.CertPool // if set, what the next connection trusts, in place of TLS.RootCAs
 	MonitorUser     string
 	MonitorPassword string
 	AdminUser       string
@@ -36,10 +39,15 @@ const maxAnswer = 16 << 20
 
 // NewManagement returns a client. Close it when it is not needed any more.
 func NewManagement(c ManagementConfig) *Management {
-	return &Management{c: c, http: &http.Client{
-		Timeout:   15 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: c.TLS, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute},
-	}}
+	transport := &http.Transport{TLSClientConfig: c.TLS, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}
+	if c.Roots != nil {
+		transport.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conf := c.TLS.Clone()
+			conf.RootCAs = c.Roots()
+			return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: conf}).DialContext(ctx, network, addr)
+		}
+	}
+	return &Management{c: c, http: &http.Client{Timeout: 15 * time.Second, Transport: transport}}
 }
 
 // Close lets go of idle connections.

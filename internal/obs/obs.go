@@ -46,8 +46,9 @@ type Health struct {
 }
 
 type part struct {
-	err   error
-	since time.Time
+	err    error
+	since  time.Time
+	remark string
 }
 
 // NewHealth returns a Health in which the named parts are not ready yet.
@@ -71,10 +72,22 @@ func (h *Health) Set(name string, err error) {
 	defer h.mu.Unlock()
 	old, ok := h.parts[name]
 	if ok && (old.err == nil) == (err == nil) {
-		h.parts[name] = part{err, old.since}
+		h.parts[name] = part{err, old.since, old.remark}
 		return
 	}
-	h.parts[name] = part{err, time.Now()}
+	h.parts[name] = part{err, time.Now(), old.remark}
+}
+
+// Remark says something about a part that somebody should see to, and that does not make it not ready; empty is nothing.
+func (h *Health) Remark(name, words string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p, ok := h.parts[name]
+	if !ok {
+		p.since = time.Now()
+	}
+	p.remark = words
+	h.parts[name] = p
 }
 
 // Report is what /readyz shows of a part.
@@ -83,6 +96,8 @@ type Report struct {
 	OK    bool      `json:"ok"`
 	Since time.Time `json:"since"`
 	Error string    `json:"error,omitempty"`
+	// Remark is what somebody should see to, although the part is well.
+	Remark string `json:"remark,omitempty"`
 }
 
 // Reports returns every part in name order, and whether all are well.
@@ -91,7 +106,7 @@ func (h *Health) Reports() (rs []Report, ready bool) {
 	defer h.mu.Unlock()
 	ready = true
 	for name, p := range h.parts {
-		r := Report{Part: name, OK: p.err == nil, Since: p.since.UTC()}
+		r := Report{Part: name, OK: p.err == nil, Since: p.since.UTC(), Remark: p.remark}
 		if p.err != nil {
 			r.Error, ready = p.err.Error(), false
 		}

@@ -156,6 +156,9 @@ func (c Config) main() []byte {
 	set("ssl_options.versions.2", "tlsv1.2")
 	set("ssl_options.reuse_sessions", "false")
 	set("ssl_options.client_renegotiation", "false")
+	// For the whole node, management and the questions to musterd too: every handshake reads the files afresh, so that a renewed
+	// certificate is served at once. Nobody can clear Erlang's cache of them from outside (rabbitmq.md §4.7).
+	set("ssl_options.bypass_pem_cache", "true")
 
 	section("Identity: the user name is the URI of the certificate, the client id must be its DNS name.")
 	set("mqtt.ssl_cert_login", "true")
