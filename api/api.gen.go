@@ -69,6 +69,33 @@ func (e DeviceForecastOutlook) Valid() bool {
 	}
 }
 
+// Defines values for ExpiryAlarm.
+const (
+	ExpiryAlarmEnded ExpiryAlarm = "ended"
+	ExpiryAlarmFine  ExpiryAlarm = "fine"
+	ExpiryAlarmN10   ExpiryAlarm = "10"
+	ExpiryAlarmN25   ExpiryAlarm = "25"
+	ExpiryAlarmN50   ExpiryAlarm = "50"
+)
+
+// Valid indicates whether the value is a known member of the ExpiryAlarm enum.
+func (e ExpiryAlarm) Valid() bool {
+	switch e {
+	case ExpiryAlarmEnded:
+		return true
+	case ExpiryAlarmFine:
+		return true
+	case ExpiryAlarmN10:
+		return true
+	case ExpiryAlarmN25:
+		return true
+	case ExpiryAlarmN50:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FailureKind.
 const (
 	FailureKindFailed     FailureKind = "failed"
@@ -741,6 +768,36 @@ type EnrolmentPassword struct {
 type EnrolmentPasswordRequest struct {
 	// For How long it works, as a Go duration, 1m to 2160h; 24h if left out.
 	For string `json:"for,omitempty,omitzero"`
+}
+
+// Expiry defines model for Expiry.
+type Expiry struct {
+	Alarm ExpiryAlarm `json:"alarm"`
+
+	// Fix What to do.
+	Fix string `json:"fix,omitempty,omitzero"`
+
+	// Kind root, intermediate, server, served, client, crl, token and others.
+	Kind string `json:"kind"`
+
+	// LeftPercent Of its life.
+	LeftPercent int       `json:"left_percent"`
+	Name        string    `json:"name"`
+	NotAfter    time.Time `json:"not_after"`
+	NotBefore   time.Time `json:"not_before"`
+
+	// RenewsAt When it is renewed by itself; absent if somebody has to.
+	RenewsAt time.Time `json:"renews_at,omitempty,omitzero"`
+}
+
+// ExpiryAlarm defines model for Expiry.Alarm.
+type ExpiryAlarm string
+
+// ExpiryList defines model for ExpiryList.
+type ExpiryList struct {
+	// Incomplete What could not be listed
+	Incomplete string   `json:"incomplete,omitempty,omitzero"`
+	Items      []Expiry `json:"items"`
 }
 
 // Expression A condition on what is known of a device, in CEL: its id, labels, version, hardware, chip, state document and more.
@@ -1712,6 +1769,69 @@ type SecureBootKeyList struct {
 // Examples: 5f2c0a1be4d98370
 type SerialNumber = string
 
+// ServerCertificate defines model for ServerCertificate.
+type ServerCertificate struct {
+	// Doors Where the broker serves it. Empty for muster's own listeners, which serve what is in use.
+	Doors []ServerCertificateDoor `json:"doors"`
+
+	// Failed Why the last renewal failed.
+	Failed string `json:"failed,omitempty,omitzero"`
+
+	// File Of the certificate; absent if its files are not on this machine.
+	File string `json:"file,omitempty,omitzero"`
+
+	// Issuer Common name of its CA.
+	Issuer string `json:"issuer,omitempty,omitzero"`
+
+	// Name devices, ops, broker-auth or broker.
+	Name string `json:"name"`
+
+	// Names DNS names and addresses that it proves.
+	Names     []string  `json:"names,omitempty,omitzero"`
+	NotAfter  time.Time `json:"not_after,omitempty,omitzero"`
+	NotBefore time.Time `json:"not_before,omitempty,omitzero"`
+
+	// Ours muster's own CA issued it, and muster renews it.
+	Ours bool `json:"ours"`
+
+	// Refused Why the files are not what is in use.
+	Refused string `json:"refused,omitempty,omitzero"`
+
+	// RenewsAt Absent if muster does not renew it.
+	RenewsAt time.Time `json:"renews_at,omitempty,omitzero"`
+
+	// Serial Of the certificate in use.
+	Serial string `json:"serial,omitempty,omitzero"`
+}
+
+// ServerCertificateDoor defines model for ServerCertificateDoor.
+type ServerCertificateDoor struct {
+	Address string `json:"address"`
+
+	// Error Of the last handshake.
+	Error string `json:"error,omitempty,omitzero"`
+
+	// Name mqtt, fallback, amqps or management.
+	Name string `json:"name"`
+
+	// NotAfter End of what was served.
+	NotAfter time.Time `json:"not_after,omitempty,omitzero"`
+
+	// Proven It serves what the files hold.
+	Proven bool `json:"proven"`
+
+	// SeenAt Of the last handshake.
+	SeenAt time.Time `json:"seen_at,omitempty,omitzero"`
+
+	// Serial Of what was served last; absent if nothing was seen yet.
+	Serial string `json:"serial,omitempty,omitzero"`
+}
+
+// ServerCertificateList defines model for ServerCertificateList.
+type ServerCertificateList struct {
+	Items []ServerCertificate `json:"items"`
+}
+
 // SigningKey defines model for SigningKey.
 type SigningKey struct {
 	AddedAt time.Time `json:"added_at"`
@@ -2496,6 +2616,13 @@ type ClientInterface interface {
 	// Corresponds with GET /endpoints (the `GetEndpoints` operationId).
 	GetEndpoints(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListExpiries Everything that ends, the soonest first.
+	//
+	// CAs, server certificates in files and as the broker serves them, revocation lists, tokens, keys.
+	//
+	// Corresponds with GET /expiries (the `ListExpiries` operationId).
+	ListExpiries(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListSigningKeys List the keys that may sign releases, revoked ones included.
 	//
 	// Corresponds with GET /firmware/keys (the `ListSigningKeys` operationId).
@@ -2798,6 +2925,22 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListServerCertificates The certificates by which muster and its broker prove themselves.
+	//
+	// With what the broker was seen to serve at each of its ports. Those that muster's own CA issued are renewed after two
+	// thirds of their life; those of another CA are only watched.
+	//
+	// Corresponds with GET /server-certificates (the `ListServerCertificates` operationId).
+	ListServerCertificates(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RenewServerCertificate Renew a server certificate now.
+	//
+	// With a new key, for the same names. It is served at once; connections that stand are not touched. One that came from
+	// another CA is refused with 409 `foreign_issuer`.
+	//
+	// Corresponds with POST /server-certificates/{name}/renewal (the `RenewServerCertificate` operationId).
+	RenewServerCertificate(ctx context.Context, name Label40, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// PreviewTargetWithBody Which devices an expression chooses now.
 	//
@@ -3467,6 +3610,23 @@ func (c *Client) WhyDevice(ctx context.Context, device OnDevice, reqEditors ...R
 // Corresponds with GET /endpoints (the `GetEndpoints` operationId).
 func (c *Client) GetEndpoints(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetEndpointsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListExpiries Everything that ends, the soonest first.
+//
+// CAs, server certificates in files and as the broker serves them, revocation lists, tokens, keys.
+//
+// Corresponds with GET /expiries (the `ListExpiries` operationId).
+func (c *Client) ListExpiries(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListExpiriesRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -4210,6 +4370,42 @@ func (c *Client) RollbackRollout(ctx context.Context, rollout OnRollout, reqEdit
 // Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 func (c *Client) StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStartRolloutRequest(c.Server, rollout)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListServerCertificates The certificates by which muster and its broker prove themselves.
+//
+// With what the broker was seen to serve at each of its ports. Those that muster's own CA issued are renewed after two
+// thirds of their life; those of another CA are only watched.
+//
+// Corresponds with GET /server-certificates (the `ListServerCertificates` operationId).
+func (c *Client) ListServerCertificates(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListServerCertificatesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RenewServerCertificate Renew a server certificate now.
+//
+// With a new key, for the same names. It is served at once; connections that stand are not touched. One that came from
+// another CA is refused with 409 `foreign_issuer`.
+//
+// Corresponds with POST /server-certificates/{name}/renewal (the `RenewServerCertificate` operationId).
+func (c *Client) RenewServerCertificate(ctx context.Context, name Label40, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRenewServerCertificateRequest(c.Server, name)
 	if err != nil {
 		return nil, err
 	}
@@ -5464,6 +5660,33 @@ func NewGetEndpointsRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/endpoints")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListExpiriesRequest constructs an http.Request for the ListExpiries method
+func NewListExpiriesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/expiries")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -7050,6 +7273,67 @@ func NewStartRolloutRequest(server string, rollout OnRollout) (*http.Request, er
 	return req, nil
 }
 
+// NewListServerCertificatesRequest constructs an http.Request for the ListServerCertificates method
+func NewListServerCertificatesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/server-certificates")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRenewServerCertificateRequest constructs an http.Request for the RenewServerCertificate method
+func NewRenewServerCertificateRequest(server string, name Label40) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/server-certificates/%s/renewal", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewPreviewTargetRequest calls the generic PreviewTarget builder with application/json body
 func NewPreviewTargetRequest(server string, body PreviewTargetJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -7721,6 +8005,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /endpoints (the `GetEndpoints` operationId).
 	GetEndpointsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetEndpointsResponse, error)
 
+	// ListExpiriesWithResponse Everything that ends, the soonest first.
+	//
+	// CAs, server certificates in files and as the broker serves them, revocation lists, tokens, keys.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /expiries (the `ListExpiries` operationId).
+	ListExpiriesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListExpiriesResponse, error)
+
 	// ListSigningKeysWithResponse List the keys that may sign releases, revoked ones included.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -8077,6 +8370,26 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*StartRolloutResponse, error)
+
+	// ListServerCertificatesWithResponse The certificates by which muster and its broker prove themselves.
+	//
+	// With what the broker was seen to serve at each of its ports. Those that muster's own CA issued are renewed after two
+	// thirds of their life; those of another CA are only watched.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /server-certificates (the `ListServerCertificates` operationId).
+	ListServerCertificatesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListServerCertificatesResponse, error)
+
+	// RenewServerCertificateWithResponse Renew a server certificate now.
+	//
+	// With a new key, for the same names. It is served at once; connections that stand are not touched. One that came from
+	// another CA is refused with 409 `foreign_issuer`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /server-certificates/{name}/renewal (the `RenewServerCertificate` operationId).
+	RenewServerCertificateWithResponse(ctx context.Context, name Label40, reqEditors ...RequestEditorFn) (*RenewServerCertificateResponse, error)
 
 	// PreviewTargetWithBodyWithResponse Which devices an expression chooses now.
 	//
@@ -9349,6 +9662,54 @@ func (r GetEndpointsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetEndpointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListExpiriesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ExpiryList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListExpiriesResponse) GetJSON200() *ExpiryList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListExpiriesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListExpiriesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListExpiriesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListExpiriesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListExpiriesResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -11069,6 +11430,102 @@ func (r StartRolloutResponse) ContentType() string {
 	return ""
 }
 
+type ListServerCertificatesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ServerCertificateList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListServerCertificatesResponse) GetJSON200() *ServerCertificateList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListServerCertificatesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListServerCertificatesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListServerCertificatesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListServerCertificatesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListServerCertificatesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RenewServerCertificateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ServerCertificate
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RenewServerCertificateResponse) GetJSON200() *ServerCertificate {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RenewServerCertificateResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RenewServerCertificateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RenewServerCertificateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RenewServerCertificateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RenewServerCertificateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type PreviewTargetResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12028,6 +12485,21 @@ func (c *ClientWithResponses) GetEndpointsWithResponse(ctx context.Context, reqE
 	return ParseGetEndpointsResponse(rsp)
 }
 
+// ListExpiriesWithResponse Everything that ends, the soonest first.
+//
+// CAs, server certificates in files and as the broker serves them, revocation lists, tokens, keys.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /expiries (the `ListExpiries` operationId).
+func (c *ClientWithResponses) ListExpiriesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListExpiriesResponse, error) {
+	rsp, err := c.ListExpiries(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListExpiriesResponse(rsp)
+}
+
 // ListSigningKeysWithResponse List the keys that may sign releases, revoked ones included.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -12647,6 +13119,38 @@ func (c *ClientWithResponses) StartRolloutWithResponse(ctx context.Context, roll
 		return nil, err
 	}
 	return ParseStartRolloutResponse(rsp)
+}
+
+// ListServerCertificatesWithResponse The certificates by which muster and its broker prove themselves.
+//
+// With what the broker was seen to serve at each of its ports. Those that muster's own CA issued are renewed after two
+// thirds of their life; those of another CA are only watched.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /server-certificates (the `ListServerCertificates` operationId).
+func (c *ClientWithResponses) ListServerCertificatesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListServerCertificatesResponse, error) {
+	rsp, err := c.ListServerCertificates(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListServerCertificatesResponse(rsp)
+}
+
+// RenewServerCertificateWithResponse Renew a server certificate now.
+//
+// With a new key, for the same names. It is served at once; connections that stand are not touched. One that came from
+// another CA is refused with 409 `foreign_issuer`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /server-certificates/{name}/renewal (the `RenewServerCertificate` operationId).
+func (c *ClientWithResponses) RenewServerCertificateWithResponse(ctx context.Context, name Label40, reqEditors ...RequestEditorFn) (*RenewServerCertificateResponse, error) {
+	rsp, err := c.RenewServerCertificate(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRenewServerCertificateResponse(rsp)
 }
 
 // PreviewTargetWithBodyWithResponse Which devices an expression chooses now.
@@ -13644,6 +14148,39 @@ func ParseGetEndpointsResponse(rsp *http.Response) (*GetEndpointsResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Endpoints
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListExpiriesResponse parses an HTTP response from a ListExpiriesWithResponse call
+func ParseListExpiriesResponse(rsp *http.Response) (*ListExpiriesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListExpiriesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ExpiryList
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -14824,6 +15361,72 @@ func ParseStartRolloutResponse(rsp *http.Response) (*StartRolloutResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RolloutNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListServerCertificatesResponse parses an HTTP response from a ListServerCertificatesWithResponse call
+func ParseListServerCertificatesResponse(rsp *http.Response) (*ListServerCertificatesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListServerCertificatesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ServerCertificateList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRenewServerCertificateResponse parses an HTTP response from a RenewServerCertificateWithResponse call
+func ParseRenewServerCertificateResponse(rsp *http.Response) (*RenewServerCertificateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RenewServerCertificateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ServerCertificate
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -253,7 +253,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	rest, err := httpapi.New(httpapi.Config{
-		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
+		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Servers: a.credentials.keeper, Expiries: a.expiries, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
 		Quarantine: quarantine{a.store}, Operators: operators,
 		Trust:        func(ctx context.Context) ([]byte, error) { return a.trustPEM(ctx), nil },
 		TrustBundles: a.trust, TrustKey: trustKey,

@@ -53,6 +53,9 @@ var operations = []operation{
 	{id: "getTrustBundle", method: http.MethodGet, path: "/trust/bundle", role: access.Viewer, do: (*Server).getTrustBundle},
 	{id: "publishTrustBundle", method: http.MethodPost, path: "/trust/bundle", role: access.Admin, body: jsonBody, do: (*Server).publishTrustBundle},
 	{id: "listTrustDevices", method: http.MethodGet, path: "/trust/devices", role: access.Viewer, query: []string{"limit"}, do: (*Server).listTrustDevices},
+	{id: "listServerCertificates", method: http.MethodGet, path: "/server-certificates", role: access.Viewer, do: (*Server).listServerCertificates},
+	{id: "renewServerCertificate", method: http.MethodPost, path: "/server-certificates/:name/renewal", role: access.Admin, do: (*Server).renewServerCertificate},
+	{id: "listExpiries", method: http.MethodGet, path: "/expiries", role: access.Viewer, do: (*Server).listExpiries},
 	{id: "getEndpoints", method: http.MethodGet, path: "/endpoints", role: access.Viewer, do: (*Server).getEndpoints},
 
 	{id: "listSigningKeys", method: http.MethodGet, path: "/firmware/keys", role: access.Viewer, do: (*Server).listSigningKeys},

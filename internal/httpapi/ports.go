@@ -8,12 +8,14 @@ import (
 	"muster/internal/access"
 	"muster/internal/dispatch"
 	"muster/internal/enroll"
+	"muster/internal/expiry"
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/inventory"
 	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/rollout"
+	"muster/internal/servercert"
 	"muster/internal/trust"
 	"muster/internal/uplink"
 )
@@ -43,6 +45,18 @@ type (
 		NewPassword(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (password string, err error)
 		// NewEnrolment makes a password for EST that works once, within life, and replaces the one before.
 		NewEnrolment(ctx context.Context, at time.Time, id fleet.DeviceID, life time.Duration, by string) (password string, until time.Time, err error)
+	}
+
+	// ServerCertificates are those by which muster and its broker prove themselves. It is servercert.Keeper.
+	ServerCertificates interface {
+		List(at time.Time) []servercert.State
+		// Renew returns NotFound for an unknown name, Conflict for one of another CA.
+		Renew(ctx context.Context, at time.Time, name, by string) (servercert.State, error)
+	}
+
+	// Expiries lists what ends, the soonest first. What it returns beside an error is what it could find out.
+	Expiries interface {
+		List(ctx context.Context, at time.Time) ([]expiry.Item, error)
 	}
 
 	// Certificates is what lets devices in. It is enroll.Enroller.

@@ -25,6 +25,8 @@ type Config struct {
 	Devices      Devices
 	Doors        Doors
 	Certificates Certificates
+	Servers      ServerCertificates
+	Expiries     Expiries
 	Recovery     Recovery
 	TrustBundles TrustBundles
 	Firmware     Firmware
@@ -70,7 +72,7 @@ func New(c Config) (*Server, error) { return newServer(c, operations) }
 
 func newServer(c Config, ops []operation) (*Server, error) {
 	for name, missing := range map[string]bool{
-		"Devices": c.Devices == nil, "Doors": c.Doors == nil, "Certificates": c.Certificates == nil, "Recovery": c.Recovery == nil,
+		"Devices": c.Devices == nil, "Doors": c.Doors == nil, "Certificates": c.Certificates == nil, "Servers": c.Servers == nil, "Expiries": c.Expiries == nil, "Recovery": c.Recovery == nil,
 		"Firmware": c.Firmware == nil, "Rollouts": c.Rollouts == nil, "Quarantine": c.Quarantine == nil, "Operators": c.Operators == nil,
 		"Trust": c.Trust == nil, "TrustKey": c.TrustKey == nil, "TrustBundles": c.TrustBundles == nil, "Log": c.Log == nil, "MaxImage": c.MaxImage <= 0,
 	} {

@@ -107,7 +107,9 @@ func New(t testing.TB) *Rig {
 	if err := bundles.First(context.Background(), time.Now(), roots); err != nil {
 		t.Fatal(err)
 	}
+	servers, table := ServerCertificates(t, h, r.Access)
 	r.Config = httpapi.Config{
+		Servers: servers, Expiries: table,
 		Devices: inventory.New(inventory.Config{Update: Use[inventory.Tx](db.Update), View: Use[inventory.Tx](db.View)}),
 		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access,
 		TrustBundles: bundles, TrustKey: &r.TrustKey.PublicKey,
