@@ -1,0 +1,5 @@
+//go:build awskms
+
+package keystore
+
+import _ "go.step.sm/crypto/kms/awskms" // registers itself

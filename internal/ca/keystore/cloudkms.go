@@ -1,0 +1,5 @@
+//go:build cloudkms
+
+package keystore
+
+import _ "go.step.sm/crypto/kms/cloudkms" // registers itself
