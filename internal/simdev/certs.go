@@ -150,16 +150,18 @@ func (s *session) takeAgain(ctx context.Context, o wire.CertOrder, at side, id i
 	if !s.w.fallback && (at == s.w.side || id.leaf.NotBefore.Before(s.d.ids[s.w.side].leaf.NotBefore)) { // in use, or older
 		return s.sayCert(ctx, wire.CertReport{Have: id.serial})
 	}
-	if since, is := s.d.useless[id.serial]; is && !s.w.fallback && time.Since(since) < s.d.c.Timing.NewCertPause {
-		return s.sayCert(ctx, wire.CertReport{Error: "stored before, but the broker does not accept it"})
-	}
 	if err := s.keepPassword(o); err != nil {
 		return err
+	}
+	if since, is := s.d.useless[id.serial]; is && time.Since(since) < s.d.c.Timing.NewCertPause {
+		// On the fallback it stays: what is wrong is not the certificate, and perhaps a good image is on its way.
+		return s.sayCert(ctx, wire.CertReport{Error: "stored before, but the broker does not accept it"})
 	}
 	return s.use(ctx, at, id.serial)
 }
 
-// use says that the certificate is stored and ends the session: the next one uses it.
+// use says that the certificate is stored and ends the session: the next one uses it. A download on the fallback is brought
+// to its end before: the image may be what the front needs.
 func (s *session) use(ctx context.Context, at side, serial fleet.Serial) error {
 	if err := s.d.mem.use.write(useRecord{at, false}); err != nil {
 		return err
@@ -169,7 +171,11 @@ func (s *session) use(ctx context.Context, at side, serial fleet.Serial) error {
 	if err := s.sayCert(ctx, wire.CertReport{Have: serial}); err != nil {
 		return err
 	}
-	return errLost{"reconnects with certificate " + string(serial)}
+	s.leave = errLost{"reconnects with certificate " + string(serial)}
+	if s.w.fallback && s.update.cancel != nil {
+		return nil
+	}
+	return s.leave
 }
 
 func (s *session) sayCert(ctx context.Context, r wire.CertReport) error {

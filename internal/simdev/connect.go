@@ -2,10 +2,15 @@ package simdev
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"reflect"
 	"strings"
@@ -256,7 +261,12 @@ func (d *Device) connect(ctx context.Context, w door) (*link, outcome, string) {
 		one := d.ids[w.side]
 		id, addr, l.serial = &one, d.endpoints.MQTT, one.serial
 	}
-	conn, err := d.dialTLS(ctx, addr, d.tlsConfig(addr, id, w.fallback))
+	conf := d.tlsConfig(addr, id, w.fallback)
+	if id != nil && d.fw.Behaviour == NoMTLS {
+		// What a firmware does that reads its key store at the wrong place.
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return nobodys(d.id) }
+	}
+	conn, err := d.dialTLS(ctx, addr, conf)
 	if err != nil {
 		return nil, judge(err, id != nil), err.Error()
 	}
@@ -371,6 +381,20 @@ func (d *Device) dialTLS(ctx context.Context, addr string, c *tls.Config) (*tls.
 		return nil, err
 	}
 	return conn, nil
+}
+
+// nobodys returns a certificate with the device's name that no CA signed.
+func nobodys(id fleet.DeviceID) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: string(id)}, DNSNames: []string{string(id)}, NotAfter: time.Unix(1<<32, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
 // tlsConfig verifies the server's name and chain against the trust bundle, and presents id unless it is nil. The time of

@@ -210,6 +210,11 @@ func (d *Device) life(ctx context.Context, reason string) error {
 	if d.dark() {
 		return d.goDark(ctx)
 	}
+	if d.fw.Behaviour == NoMTLS {
+		if err := d.trustItself(); err != nil {
+			return err
+		}
+	}
 	if after := d.conduct.crashAfter; after > 0 {
 		defer time.AfterFunc(after, func() { stop(reboot{"panic"}) }).Stop()
 	}
@@ -253,14 +258,20 @@ func (d *Device) crashesAtBoot() bool {
 // dark reports whether what runs has no way to the network.
 func (d *Device) dark() bool { return d.fw.Behaviour == Dark || d.boot.Dark }
 
-// goDark runs without a network until the power goes or a technician comes. The image counts as good: it is one that
-// confirms itself before it has reached anybody, as stock Arduino images do (esp32.md §0.11).
+// trustItself marks an image valid that confirms itself before it has reached anybody, as stock Arduino images do
+// (esp32.md §0.11).
+func (d *Device) trustItself() error {
+	if !d.boot.Verify {
+		return nil
+	}
+	d.boot = bootRecord{Active: d.boot.Active, Dark: d.boot.Dark}
+	return d.mem.boot.write(d.boot)
+}
+
+// goDark runs without a network until the power goes or a technician comes. The image counts as good.
 func (d *Device) goDark(ctx context.Context) error {
-	if d.boot.Verify {
-		d.boot = bootRecord{Active: d.boot.Active, Dark: d.boot.Dark}
-		if err := d.mem.boot.write(d.boot); err != nil {
-			return err
-		}
+	if err := d.trustItself(); err != nil {
+		return err
 	}
 	d.emit(WentDark, "%s never connects", d.fw.Version)
 	if after := d.fault().Dark.After; after > 0 {

@@ -23,6 +23,7 @@ const (
 	Mute       = "mute"         // connects, but never says hello
 	NoMQTT     = "no-mqtt"      // runs, but never connects; its watchdog goes back
 	Dark       = "dark"         // confirms itself before it has reached anybody, and never connects: only a technician helps
+	NoMTLS     = "no-mtls"      // confirms itself at once, and presents a certificate that nobody signed: only the fallback lets it in
 	NoReports  = "no-reports"   // works, but reports nothing on up/ota: its hello is all there is
 	LowHeap    = "low-heap"     // works, but its state tells of a heap that shrinks
 	CrashAfter = "crash-after=" // followed by a duration: says hello, and restarts after it, again and again
@@ -30,7 +31,7 @@ const (
 )
 
 // Behaviours lists them for people.
-const Behaviours = "good, boot-loop[=BOOTS], mute, no-mqtt, dark, no-reports, low-heap, crash-after=DURATION or flaky=DURATION"
+const Behaviours = "good, boot-loop[=BOOTS], mute, no-mqtt, dark, no-mtls, no-reports, low-heap, crash-after=DURATION or flaky=DURATION"
 
 // magic is the first line of every simulated image.
 const magic = "MUSTERSIM1\n"
@@ -125,7 +126,7 @@ func (f Firmware) conduct() (c conduct, err error) {
 		name += "="
 	}
 	switch name {
-	case Good, Mute, NoMQTT, Dark, NoReports, LowHeap:
+	case Good, Mute, NoMQTT, Dark, NoMTLS, NoReports, LowHeap:
 	case BootLoop:
 		c.failedBoots = math.MaxInt
 	case BootLoops:

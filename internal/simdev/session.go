@@ -19,9 +19,10 @@ type session struct {
 	l *link
 	w door
 
-	answered bool // muster answered a hello
-	stored   bool // a certificate was stored that is to be used next
-	helloed  bool // once more, because an offer named what runs already
+	answered bool  // muster answered a hello
+	stored   bool  // a certificate was stored that is to be used next
+	leave    error // how the session ends when a download that goes on has ended; nil: not for that
+	helloed  bool  // once more, because an offer named what runs already
 	slices   wire.Assembler
 	update   update
 	askAgain *time.Timer // for a certificate; nil unless muster said when
@@ -82,7 +83,8 @@ func (s *session) begin(ctx context.Context) error {
 // loop hears and says until the session or the life ends.
 func (s *session) loop(ctx context.Context) error {
 	f := s.d.fault()
-	var telemetry, flood, drop, stay <-chan time.Time
+	var telemetry, flood, drop <-chan time.Time
+	var stay *time.Timer
 	patience := s.d.c.Timing.Answer
 	unanswered := time.NewTimer(patience)
 	defer unanswered.Stop()
@@ -104,9 +106,8 @@ func (s *session) loop(ctx context.Context) error {
 		drop = t.C
 	}
 	if s.w.fallback {
-		t := time.NewTimer(s.d.c.Timing.FallbackStay)
-		defer t.Stop()
-		stay = t.C
+		stay = time.NewTimer(s.d.c.Timing.FallbackStay)
+		defer stay.Stop()
 	}
 	for {
 		var err error
@@ -126,8 +127,11 @@ func (s *session) loop(ctx context.Context) error {
 		case <-drop:
 			s.l.conn.Close()
 			return errLost{"dropped by itself"}
-		case <-stay:
-			return errLost{"no certificate yet"}
+		case <-ticks(stay):
+			if s.update.cancel == nil {
+				return errLost{"no certificate yet"}
+			}
+			stay.Reset(s.d.c.Timing.FallbackStay) // it loads an image
 		case <-unanswered.C:
 			if s.answered || f.Silent || s.d.fw.Behaviour == Mute {
 				continue
@@ -135,7 +139,7 @@ func (s *session) loop(ctx context.Context) error {
 			patience = min(2*patience, time.Hour)
 			unanswered.Reset(patience)
 			err = s.hello(ctx)
-		case <-s.again():
+		case <-ticks(s.askAgain):
 			s.askAgain = nil
 			err = s.askForCertificate(ctx)
 		case pct := <-s.update.progress:
@@ -149,11 +153,12 @@ func (s *session) loop(ctx context.Context) error {
 	}
 }
 
-func (s *session) again() <-chan time.Time {
-	if s.askAgain == nil {
+// ticks returns the channel of a timer, nil for none.
+func ticks(t *time.Timer) <-chan time.Time {
+	if t == nil {
 		return nil
 	}
-	return s.askAgain.C
+	return t.C
 }
 
 // hear handles one message of muster.

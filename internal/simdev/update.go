@@ -227,7 +227,10 @@ func (s *session) install(ctx context.Context, image []byte) error {
 }
 
 func (s *session) giveUp(ctx context.Context, why string) error {
-	return s.reportStep(ctx, wire.OTAReport{Job: s.update.offer.Job, Step: wire.StepFailed, Error: cut(why)})
+	if err := s.reportStep(ctx, wire.OTAReport{Job: s.update.offer.Job, Step: wire.StepFailed, Error: cut(why)}); err != nil {
+		return err
+	}
+	return s.leave
 }
 
 // reportStep says how far the update is.

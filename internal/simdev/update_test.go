@@ -264,6 +264,10 @@ func TestPowerCutInEveryWriteOfAnUpdate(t *testing.T) {
 		if !running(d, "1.1.0")() || d.Counts().Rollbacks != 0 {
 			t.Errorf("%+v %+v", d.Snapshot(), d.Counts())
 		}
+		time.Sleep(time.Minute)
+		if s := d.Snapshot(); !s.Connected || s.Version != "2.0.1" {
+			t.Errorf("it did not stay: %+v", s)
+		}
 		return d.Counts().PowerCuts == 1
 	})
 }
@@ -343,5 +347,32 @@ func TestSmallReceiveBuffer(t *testing.T) {
 		if w.saw(simdev.Dropped, "") != 1 || !d.Snapshot().Connected {
 			t.Errorf("%+v", d.Counts())
 		}
+	})
+}
+
+// An image that cannot do mutual TLS sends the device to the fallback, where it gets a good one, however the power goes.
+func TestNoMutualTLSIsRepairedOverTheFallback(t *testing.T) {
+	atEveryWrite(t, func(t *testing.T, w *world, cut simdev.Cut) bool {
+		good := simdev.MakeImage("2.0.1", simdev.Good, 200_000, 5)
+		d, _ := w.device(func(c *simdev.Config) {
+			c.Firmware = simdev.MakeImage("2.0.0", simdev.NoMTLS, 1024, 1)
+			c.Faults.PowerCut = cut
+			c.Faults.SlowDownload = 100_000
+			c.Faults.CutDownloads = 1
+		})
+		w.eventually(time.Minute, "on the fallback", func() bool { return w.saw(simdev.Connected, "fallback") > 0 })
+		w.offerImage("repair-1", good)
+		w.eventually(5*time.Minute, "at the front with the good image", func() bool {
+			s := d.Snapshot()
+			return s.Connected && s.Door == wire.VhostDevices && s.Version == "2.0.1"
+		})
+		if n := get(w, func() int { return w.dials[ends.HTTPS] }); n != 0 {
+			t.Errorf("%d downloads from the front's port", n)
+		}
+		time.Sleep(time.Minute)
+		if s := d.Snapshot(); !s.Connected || s.Version != "2.0.1" {
+			t.Errorf("it did not stay: %+v", s)
+		}
+		return d.Counts().PowerCuts == 1
 	})
 }

@@ -380,6 +380,9 @@ func (b *backend) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 		return pk, packets.ErrRejectPacket
 	}
 	serial, front := strings.CutPrefix(cl.Net.Listener, "cert/")
+	if !front {
+		serial = ""
+	}
 	for _, p := range b.w.answer(pk.TopicName, pk.Payload, fleet.Serial(serial), front) {
 		// Not from within the hook: the broker is not done with the device's message.
 		b.w.wg.Go(func() { b.w.tell(p.word, p.payload) })
