@@ -20,6 +20,7 @@ import (
 
 	"muster/api"
 	"muster/internal/access"
+	"muster/internal/admission"
 	"muster/internal/blob"
 	"muster/internal/broker"
 	"muster/internal/broker/brokerconf"
@@ -60,6 +61,7 @@ type App struct {
 	inventory  *inventory.Inventory
 	enroll     *enroll.Enroller
 	recovery   *recovery.Recovery
+	attempts   *recovery.Attempts
 	dispatch   *dispatch.Dispatcher
 	catalog    *ota.Catalog
 	trust      *trust.Publisher
@@ -201,6 +203,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
+	a.attempts = recovery.NewAttempts(update(a.store, func(tx *bolt.Tx) recovery.AuditTx { return tx }))
 	a.dispatch = dispatch.New(dispatch.Config{
 		Update:        update(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
 		View:          view(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
@@ -240,7 +243,10 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	})
 	device := devapi.New(devapi.Config{
 		EST: enrolment.Devices(), RecoveryEST: enrolment.Recovery(),
-		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return a.trustPEM(context.Background()) }, SignedTrust: a.signedTrust, Log: log, Served: a.countDownloads(), BytesPerSecond: c.Firmware.BytesPerSecond,
+		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return a.trustPEM(context.Background()) }, SignedTrust: a.signedTrust, Poller: poller{a}, Log: log, Served: a.countDownloads(),
+		Refused: func(id fleet.DeviceID, why, peer string) {
+			a.noteKnock(time.Now(), id, admission.Reason(why), "the device API", peer)
+		}, BytesPerSecond: c.Firmware.BytesPerSecond,
 	})
 	a.metrics.Gauge("muster_download_backlog_bytes", "Bytes promised to downloads under a byte budget and not sent yet.", func() float64 { n, _ := device.Budget(); return float64(n) })
 	a.metrics.Counter("muster_downloads_sent_away_total", "Downloads that were told to come back later because of a byte budget.", func() float64 { _, n := device.Budget(); return float64(n) })
@@ -373,6 +379,7 @@ func (a *App) Start() error {
 	a.life.task("broker", a.runBroker, a.failure("broker"))
 	a.life.task("presence", a.runPresence, a.failure("presence"))
 	a.life.task("sweep", a.runSweep, a.report("sweep"))
+	a.life.task("attempts", a.runAttempts, a.report("attempts"))
 	a.life.task("server certificates", a.credentials.keeper.Run, a.report("server-certificates"))
 	a.life.task("trust files", a.runTrust, a.report("trust-files"))
 	a.life.task("expiries", a.expiries.Run, a.failure("expiries"))

@@ -184,4 +184,3 @@ it could not reach muster any more.`,
 		})
 	})
 }
-

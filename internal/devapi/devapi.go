@@ -65,16 +65,20 @@ type Served struct {
 	Took     time.Duration // from header to the last byte
 }
 
-// Config of an API. All fields but Served, CacheBytes and BytesPerSecond are needed.
+// Config of an API. All fields but Served, Refused, CacheBytes and BytesPerSecond are needed.
 type Config struct {
 	Grants      Grants
 	Images      Images
 	Admission   Admission
 	TrustBundle func() []byte // PEM: what devices trust; read at each request
+	// Poller serves clients that ask for updates by themselves; nil: none are served.
+	Poller Poller
 	// SignedTrust returns the same as a signed document with a version (pki.Bundle); nil if there is none.
 	SignedTrust func(context.Context) []byte
 	Log         *slog.Logger
 	Served      func(Served) // counts downloads; must not block
+	// Refused hears of those that were kept out, and why: a word of Admission, or no-grant. It must not block.
+	Refused func(device fleet.DeviceID, reason, peer string)
 	CacheBytes  int64        // images kept in memory, in bytes; 0 means DefaultCacheBytes
 	// BytesPerSecond is the budget of all downloads together; 0: none. A rollout may have one of its own.
 	BytesPerSecond int64
@@ -103,6 +107,9 @@ func New(c Config) *API {
 	if c.Served == nil {
 		c.Served = func(Served) {}
 	}
+	if c.Refused == nil {
+		c.Refused = func(fleet.DeviceID, string, string) {}
+	}
 	return &API{
 		c: c, cache: newCache(c.CacheBytes), pace: newPacer(c.BytesPerSecond), busy: newCounter(perDevice),
 		failures: newLimiter(failuresPerSecond, failuresBurst), requests: newLimiter(requestsPerSecond, requestsBurst),
@@ -122,14 +129,17 @@ type Server struct {
 }
 
 // Devices returns the server for devices with a certificate. conf comes from MutualTLS.
-func (a *API) Devices(conf *tls.Config) *Server { return a.server(conf, a.byCertificate, a.c.EST) }
+func (a *API) Devices(conf *tls.Config) *Server {
+	return a.server(conf, a.byCertificate, a.c.EST, true)
+}
 
 // Recovery returns the server for devices with a fallback password. conf comes from PasswordTLS.
 func (a *API) Recovery(conf *tls.Config) *Server {
-	return a.server(conf, a.byPassword, a.c.RecoveryEST)
+	return a.server(conf, a.byPassword, a.c.RecoveryEST, false)
 }
 
-func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler) *Server {
+// server makes the server of one listener. Clients that poll are served where the certificate says who they are.
+func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler, polls bool) *Server {
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	e.Logger.SetOutput(io.Discard) // muster logs by slog
@@ -140,6 +150,10 @@ func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler
 		e.Add(m, "/fw/:name", a.image, who, a.budget)
 		e.Add(m, "/trust-bundle", a.trustBundle, who, a.budget)
 		e.Add(m, wire.PathTrust, a.signedTrust, who, a.budget)
+		if polls && a.c.Poller != nil {
+			e.Add(m, "/update", a.httpUpdate, who, a.budget)
+			e.Add(m, "/fota.json", a.fotaManifest, who, a.budget)
+		}
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)

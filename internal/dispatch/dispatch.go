@@ -25,6 +25,7 @@ type Tx interface {
 	Device(fleet.DeviceID) (fleet.Device, error)
 	Devices(after fleet.DeviceID, limit int) ([]fleet.Device, error)
 	Status(fleet.DeviceID) (fleet.Status, error)
+	PutStatus(fleet.Status) error
 	Online(fleet.DeviceID) bool
 	Release(fleet.ProductID, firmware.Version) (firmware.Release, error)
 	Releases(fleet.ProductID) ([]firmware.Release, error)
@@ -218,6 +219,9 @@ func (d *Dispatcher) offer(tx Tx, at time.Time, dev fleet.DeviceID, id fleet.Rol
 	s, err := tx.Status(dev)
 	if err != nil {
 		return err
+	}
+	if !s.Online && s.PolledAt.After(s.LostAt) {
+		return nil // it polls: nobody is there to be rung
 	}
 	vhost := s.Vhost
 	if vhost == "" {

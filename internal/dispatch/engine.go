@@ -210,7 +210,10 @@ func (d *Dispatcher) lookAtDue(tx Tx, at time.Time, r rollout.Rollout) (rollout.
 			if err != nil {
 				return r, err
 			}
-			tick.Offline[j.Device] = s.LostAt
+			// A device that polls is there when it asks: one that asked after the time in which it had to stay healthy did.
+			if j.State != rollout.Verifying || s.PolledAt.Before(j.Session.Add(r.Plan.VerifyFor)) {
+				tick.Offline[j.Device] = later(s.LostAt, s.PolledAt)
+			}
 		}
 		rows = append(rows, j)
 	}
@@ -220,6 +223,13 @@ func (d *Dispatcher) lookAtDue(tx Tx, at time.Time, r rollout.Rollout) (rollout.
 	// Failures that are due come before grants: they may be what stops the rollout.
 	r, _, err = d.apply(tx, r, rows, tick)
 	return r, err
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // horizon is longer than any deadline that p sets.

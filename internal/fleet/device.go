@@ -59,7 +59,8 @@ type Status struct {
 	Connection  string    `json:"connection,omitempty"`  // the broker's name for the session
 	LastSerial  Serial    `json:"last_serial,omitempty"` // newest certificate it ever connected with
 
-	HelloAt       time.Time `json:"hello_at,omitzero"`
+	HelloAt       time.Time `json:"hello_at,omitzero"`  // when it last said what it runs
+	PolledAt      time.Time `json:"polled_at,omitzero"` // when it last asked for an update over HTTPS
 	Version       string    `json:"version,omitempty"`
 	Image         Hash      `json:"image,omitempty"`
 	Hardware      string    `json:"hardware,omitempty"`
