@@ -795,7 +795,7 @@ type ExpiryAlarm string
 
 // ExpiryList defines model for ExpiryList.
 type ExpiryList struct {
-	// Incomplete What could not be listed
+	// Incomplete What could not be listed, and why.
 	Incomplete string   `json:"incomplete,omitempty,omitzero"`
 	Items      []Expiry `json:"items"`
 }
