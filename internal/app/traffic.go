@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"muster/internal/access"
+	"muster/internal/admission"
 	"muster/internal/broker"
 	"muster/internal/brokerauth"
 	"muster/internal/devapi"
@@ -15,6 +16,7 @@ import (
 	"muster/internal/fleet"
 	"muster/internal/inventory"
 	"muster/internal/pki"
+	"muster/internal/recovery"
 	"muster/internal/store/bolt"
 	"muster/internal/uplink"
 	"muster/internal/wire"
@@ -465,8 +467,29 @@ func (a *App) runSweep(ctx context.Context) error {
 	}
 }
 
+// runAttempts writes refused attempts into the audit trail.
+func (a *App) runAttempts(ctx context.Context) error {
+	return a.attempts.Run(ctx, func(err error) {
+		a.log.Error("refused attempts could not be put on record; trying again", "error", err)
+	})
+}
+
+// onRecord are the refusals that an auditor asks for: of devices that nobody knows, that were barred, or that come with a
+// certificate or a password that is none of theirs (any more). The others are faults, and are in the log and the metrics.
+var onRecord = map[admission.Reason]bool{
+	admission.UnknownDevice: true, admission.Disabled: true, admission.RecoveryOff: true, admission.CertificateUnknown: true, admission.PasswordWrong: true,
+}
+
+// noteKnock puts a refusal on record, if it is one of those.
+func (a *App) noteKnock(at time.Time, id fleet.DeviceID, why admission.Reason, door, peer string) {
+	if onRecord[why] && id != "" {
+		a.attempts.Note(recovery.Attempt{At: at, Device: id, Door: door, Why: string(why), Peer: peer})
+	}
+}
+
 // noteRefusal logs whom the broker was told to refuse.
 func (a *App) noteRefusal(r brokerauth.Refusal) {
+	a.noteKnock(r.At, r.Device, r.Reason, "the broker, vhost "+r.Vhost, r.Peer)
 	a.log.Info("refused at the broker", "device", r.Device, "why", r.Reason, "vhost", r.Vhost, "question", r.Kind, "peer", r.Peer)
 }
 

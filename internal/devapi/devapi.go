@@ -78,8 +78,8 @@ type Config struct {
 	Log         *slog.Logger
 	Served      func(Served) // counts downloads; must not block
 	// Refused hears of those that were kept out, and why: a word of Admission, or no-grant. It must not block.
-	Refused func(device fleet.DeviceID, reason, peer string)
-	CacheBytes  int64        // images kept in memory, in bytes; 0 means DefaultCacheBytes
+	Refused    func(device fleet.DeviceID, reason, peer string)
+	CacheBytes int64 // images kept in memory, in bytes; 0 means DefaultCacheBytes
 	// BytesPerSecond is the budget of all downloads together; 0: none. A rollout may have one of its own.
 	BytesPerSecond int64
 	// EST and RecoveryEST answer what is below /.well-known/est/ on the two listeners; nil: nothing does.

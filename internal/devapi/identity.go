@@ -93,6 +93,7 @@ func (a *API) password(c echo.Context) (fleet.DeviceID, bool) {
 func (a *API) refused(c echo.Context, device fleet.DeviceID, reason string) {
 	a.c.Log.LogAttrs(c.Request().Context(), slog.LevelInfo, "device refused",
 		slog.String("device", string(device)), slog.String("reason", reason), slog.String("peer", c.Request().RemoteAddr))
+	a.c.Refused(device, reason, c.Request().RemoteAddr)
 }
 
 // budget limits how much of the server one device may use, by either door.
