@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -16,6 +15,7 @@ import (
 	"github.com/smallstep/certificates/authority/config"
 	"github.com/smallstep/certificates/authority/provisioner"
 
+	"muster/internal/ca/keystore"
 	"muster/internal/fleet"
 	"muster/internal/pki"
 )
@@ -170,16 +170,19 @@ func (a *Authority) prepare(o pki.Order) (*profile, error) {
 	return p, nil
 }
 
-// Check signs a throw-away digest: a key in a KMS may have stopped to answer.
+// Check has each key of an intermediate sign a throw-away digest: one in a key manager may have stopped to answer. It takes
+// no longer than keystore.Timeout a key. The error is Unavailable and says which key it is.
 func (h *Hierarchy) Check() error {
-	digest := make([]byte, 32)
-	sig, err := h.Device.Key.Sign(rand.Reader, digest, crypto.SHA256)
-	if err != nil {
-		return fleet.Wrap(fleet.Unavailable, err, "the device CA's key cannot sign")
-	}
-	pub, ok := h.Device.Cert.PublicKey.(*ecdsa.PublicKey)
-	if ok && !ecdsa.VerifyASN1(pub, digest, sig) {
-		return fleet.Errorf(fleet.Internal, "the device CA's key signs wrongly")
+	for _, of := range []struct {
+		name string
+		pair Pair
+	}{{"device CA", h.Device}, {"server CA", h.Server}} {
+		if of.pair.Key == nil {
+			return fleet.Errorf(fleet.Unavailable, "the key of the %s is not here", of.name)
+		}
+		if err := keystore.CheckSigner(of.pair.Key); err != nil {
+			return fleet.Wrap(fleet.Unavailable, err, "the key of the %s cannot sign: %s", of.name, err.Error())
+		}
 	}
 	return nil
 }

@@ -1,16 +1,18 @@
 package ca
 
 import (
+	"context"
 	"crypto"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"go.step.sm/crypto/pemutil"
 
+	"muster/internal/ca/keystore"
 	"muster/internal/fleet"
 )
 
@@ -24,10 +26,10 @@ const (
 )
 
 // MinPassphrase is the shortest passphrase, in bytes, that protects the keys.
-const MinPassphrase = 12
+const MinPassphrase = keystore.MinPassphrase
 
 // Write puts h into the new folder dir: certificates for all to read, keys (mode 0600) under passphrase. The folder
-// appears whole or not at all. It returns a Conflict error if dir exists.
+// appears whole or not at all. Keys in a key manager stay there. It returns a Conflict error if dir exists.
 func Write(h *Hierarchy, dir string, passphrase []byte) error {
 	if len(passphrase) < MinPassphrase {
 		return fleet.Errorf(fleet.Invalid, "ca: the passphrase must have at least %d bytes", MinPassphrase)
@@ -57,15 +59,11 @@ func writeAll(h *Hierarchy, dir string, passphrase []byte) error {
 		if err := writeFile(filepath.Join(dir, name+extCert), toPEM(p.Cert), 0o644); err != nil {
 			return err
 		}
-		if p.Key == nil {
+		if _, elsewhere := p.Key.(*keystore.Key); p.Key == nil || elsewhere {
 			continue
 		}
-		block, err := pemutil.Serialize(p.Key, pemutil.WithPKCS8(true), pemutil.WithPassword(passphrase))
-		if err != nil {
-			return fmt.Errorf("ca: key of %s: %w", name, err)
-		}
-		if err := writeFile(filepath.Join(dir, name+extKey), pem.EncodeToMemory(block), 0o600); err != nil {
-			return err
+		if err := keystore.WriteFile(filepath.Join(dir, name+extKey), p.Key, passphrase); err != nil {
+			return fmt.Errorf("ca: %w", err)
 		}
 	}
 	if err := writeFile(filepath.Join(dir, fileBundle), h.TrustBundle(), 0o644); err != nil {
@@ -105,10 +103,25 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// Load reads a hierarchy from its folder and checks that its parts belong together. The keys of the roots may be missing:
-// they are kept offline. Those of the two intermediates may not. Errors say which file is wrong and what to do.
+// Keys name the keys of the two intermediates that lie in a key manager, by URI (package keystore); an empty one is a file
+// of the hierarchy's folder.
+type Keys struct{ Device, Server string }
+
+// Load is LoadWith for keys in files.
 func Load(dir string, passphrase []byte) (*Hierarchy, error) {
+	return LoadWith(context.Background(), dir, passphrase, Keys{})
+}
+
+// LoadWith reads a hierarchy from its folder and checks that its parts belong together. The keys of the roots may be
+// missing: they are kept offline. Those of the two intermediates may not. Errors say which file or key is wrong and what
+// to do; one of a key manager that does not answer is Unavailable. Close lets go of the key managers.
+func LoadWith(ctx context.Context, dir string, passphrase []byte, keys Keys) (_ *Hierarchy, err error) {
 	h := &Hierarchy{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
 	for name, p := range h.named() {
 		cert, err := pemutil.ReadCertificate(filepath.Join(dir, name+extCert))
 		if err != nil {
@@ -118,14 +131,35 @@ func Load(dir string, passphrase []byte) (*Hierarchy, error) {
 		if name == fileRoot || name == fileSpare {
 			continue // muster signs with the intermediates only
 		}
-		if p.Key, err = loadKey(filepath.Join(dir, name+extKey), passphrase); err != nil {
+		ref := map[string]string{fileDevice: keys.Device, fileServer: keys.Server}[name]
+		if p.Key, err = OpenKey(ctx, filepath.Join(dir, name+extKey), ref, passphrase); err != nil {
 			return nil, err
 		}
 	}
-	if err := h.check(); err != nil {
-		return nil, err
+	return h, h.check()
+}
+
+// OpenKey opens the key that ref names, or without one the encrypted file path.
+func OpenKey(ctx context.Context, path, ref string, passphrase []byte) (crypto.Signer, error) {
+	if ref == "" {
+		return loadKey(path, passphrase)
 	}
-	return h, nil
+	key, err := keystore.Open(ctx, ref, passphrase)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	return key, nil
+}
+
+// Close lets go of key managers.
+func (h *Hierarchy) Close() error {
+	var errs []error
+	for _, p := range h.pairs() {
+		if c, ok := p.Key.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // LoadRoots adds the keys of the roots that lie in dir: for a ceremony, not for a service.
@@ -145,27 +179,9 @@ func (h *Hierarchy) LoadRoots(dir string, passphrase []byte) error {
 
 // loadKey reads a key that only its owner may read.
 func loadKey(path string, passphrase []byte) (crypto.Signer, error) {
-	info, err := os.Stat(path)
+	key, err := keystore.ReadFile(path, passphrase)
 	if err != nil {
-		return nil, fleet.Wrap(fleet.Invalid, err, "ca: the key %s cannot be read", path)
+		return nil, fmt.Errorf("ca: %w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fleet.Errorf(fleet.Invalid, "ca: others may read the key %s: run chmod 600 on it", path)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fleet.Wrap(fleet.Invalid, err, "ca: the key %s cannot be read", path)
-	}
-	if block, _ := pem.Decode(text); block == nil || block.Type != "ENCRYPTED PRIVATE KEY" {
-		return nil, fleet.Errorf(fleet.Invalid, "ca: %s is not an encrypted PKCS #8 key", path)
-	}
-	key, err := pemutil.Parse(text, pemutil.WithPassword(passphrase), pemutil.WithFilename(path))
-	if err != nil {
-		return nil, fleet.Wrap(fleet.Invalid, err, "ca: the key %s cannot be decrypted: wrong passphrase?", path)
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fleet.Errorf(fleet.Invalid, "ca: %s holds no key that can sign", path)
-	}
-	return signer, nil
+	return key, nil
 }

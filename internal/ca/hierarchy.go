@@ -7,19 +7,17 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"time"
 
+	"muster/internal/ca/ceremony"
 	"muster/internal/fleet"
 	"muster/internal/pki"
 )
 
-const year = 365 * 24 * time.Hour
+const year = 365 * 24 * time.Hour // how long a server certificate holds, and the unit of the others
 
 // Pair is a CA certificate with its key. A nil Key means that the key is kept elsewhere, as a root's should be.
 type Pair struct {
@@ -49,122 +47,70 @@ func (o CreateOptions) withDefaults() CreateOptions {
 		o.Name = "muster"
 	}
 	if o.RootLife == 0 {
-		o.RootLife = 25 * year
+		o.RootLife = ceremony.RootLife
 	}
 	if o.IntermediateLife == 0 {
-		o.IntermediateLife = 5 * year
+		o.IntermediateLife = ceremony.IntermediateLife
 	}
 	return o
 }
 
 // Create makes a new hierarchy in memory, all keys EC P-256: an ESP32 checks such a signature in a tenth of the time that
 // P-384 takes. It returns an Invalid error if the options make no sense.
-func Create(o CreateOptions) (*Hierarchy, error) {
+func Create(o CreateOptions) (*Hierarchy, error) { return CreateWith(o, nil, nil) }
+
+// CreateWith is Create with keys of the intermediates that were made elsewhere; nil makes one.
+func CreateWith(o CreateOptions, device, server crypto.Signer) (*Hierarchy, error) {
 	o = o.withDefaults()
 	if o.At.IsZero() || o.IntermediateLife <= 0 || o.RootLife < o.IntermediateLife || len(o.Name) > 40 {
 		return nil, fleet.Errorf(fleet.Invalid, "ca: a hierarchy needs a time, a name of at most 40 bytes, and a root that outlives its intermediates")
 	}
-	root, err := newRoot(o, o.Name+" root 1")
-	if err != nil {
+	h := &Hierarchy{Device: Pair{Key: device}, Server: Pair{Key: server}}
+	for p, name := range map[*Pair]string{&h.Root: o.Name + " root 1", &h.Spare: o.Name + " root 2 (spare)"} {
+		if err := p.signSelf(ceremony.Terms{At: o.At, Name: name, Life: o.RootLife}); err != nil {
+			return nil, err
+		}
+	}
+	root := ceremony.Signer{Cert: h.Root.Cert, Key: h.Root.Key}
+	if err := h.Device.signBy(root, ceremony.DeviceCA, ceremony.Terms{At: o.At, Name: o.Name + " devices 1", Life: o.IntermediateLife}); err != nil {
 		return nil, err
 	}
-	spare, err := newRoot(o, o.Name+" root 2 (spare)")
-	if err != nil {
-		return nil, err
-	}
-	device, err := newIntermediate(o, root, o.Name+" devices 1", x509.ExtKeyUsageClientAuth)
-	if err != nil {
-		return nil, err
-	}
-	server, err := newIntermediate(o, root, o.Name+" servers 1", x509.ExtKeyUsageServerAuth)
-	if err != nil {
-		return nil, err
-	}
-	return &Hierarchy{Root: root, Spare: spare, Device: device, Server: server}, nil
+	return h, h.Server.signBy(root, ceremony.ServerCA, ceremony.Terms{At: o.At, Name: o.Name + " servers 1", Life: o.IntermediateLife})
 }
 
-// backdate is how far before its making a CA certificate holds: clocks of brokers and devices are wrong by less.
-const backdate = 24 * time.Hour
-
-func caTemplate(o CreateOptions, name string, life time.Duration, pathLen int) (*x509.Certificate, error) {
-	serial, err := NewSerial()
-	if err != nil {
-		return nil, err
+// makeKey gives p a key if it has none.
+func (p *Pair) makeKey() (err error) {
+	if p.Key == nil {
+		p.Key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	}
-	return &x509.Certificate{
-		SerialNumber:          serial.Big(),
-		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             o.At.Add(-backdate).UTC().Truncate(time.Second),
-		NotAfter:              o.At.Add(life).UTC().Truncate(time.Second),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		MaxPathLen:            pathLen,
-		MaxPathLenZero:        pathLen == 0,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}, nil
+	return err
 }
 
-func newRoot(o CreateOptions, name string) (Pair, error) {
-	tpl, err := caTemplate(o, name, o.RootLife, 1)
-	if err != nil {
-		return Pair{}, err
+func (p *Pair) signSelf(t ceremony.Terms) (err error) {
+	if err := p.makeKey(); err != nil {
+		return fmt.Errorf("ca: %w", err)
 	}
-	return newPair(tpl, Pair{})
+	p.Cert, err = ceremony.SignRoot(t, p.Key)
+	return err
 }
 
-func newIntermediate(o CreateOptions, root Pair, name string, use x509.ExtKeyUsage) (Pair, error) {
-	tpl, err := caTemplate(o, name, o.IntermediateLife, 0)
-	if err != nil {
-		return Pair{}, err
+func (p *Pair) signBy(root ceremony.Signer, profile ceremony.Profile, t ceremony.Terms) error {
+	if err := p.makeKey(); err != nil {
+		return fmt.Errorf("ca: %w", err)
 	}
-	tpl.ExtKeyUsage = []x509.ExtKeyUsage{use}
-	return newPair(tpl, root)
+	spki, err := x509.MarshalPKIXPublicKey(p.Key.Public())
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	p.Cert, err = ceremony.SignIntermediate(t, profile, root, spki)
+	return err
 }
 
-// newPair makes a key and has parent sign its certificate; a zero parent means that it signs itself.
-func newPair(tpl *x509.Certificate, parent Pair) (Pair, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return Pair{}, fmt.Errorf("ca: %w", err)
-	}
-	tpl.SubjectKeyId, err = keyID(key.Public())
-	if err != nil {
-		return Pair{}, err
-	}
-	if parent.Cert == nil {
-		parent = Pair{Cert: tpl, Key: key}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tpl, parent.Cert, key.Public(), parent.Key)
-	if err != nil {
-		return Pair{}, fmt.Errorf("ca: %s: %w", tpl.Subject.CommonName, err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return Pair{}, fmt.Errorf("ca: %s: %w", tpl.Subject.CommonName, err)
-	}
-	return Pair{Cert: cert, Key: key}, nil
-}
+// keyID is the key identifier of a certificate's key.
+func keyID(pub crypto.PublicKey) ([]byte, error) { return ceremony.KeyID(pub) }
 
-// keyID is the leftmost 160 bits of the SHA-256 of a key (RFC 7093 §2).
-func keyID(pub crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
-	}
-	sum := sha256.Sum256(der)
-	return sum[:20], nil
-}
-
-// NewSerial returns a random serial of 128 bits, 126 of them random (RFC 5280 §4.1.2.2 wants positive, the CA/Browser
-// forum at least 64 random bits).
-func NewSerial() (fleet.Serial, error) {
-	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("ca: %w", err)
-	}
-	b[0] = b[0]&0x3f | 0x40
-	return fleet.SerialOf(new(big.Int).SetBytes(b[:])), nil
-}
+// NewSerial returns a random serial of 128 bits.
+func NewSerial() (fleet.Serial, error) { return ceremony.NewSerial() }
 
 // TrustBundle returns what devices trust, as PEM: both roots, the one in use first.
 func (h *Hierarchy) TrustBundle() []byte { return toPEM(h.Root.Cert, h.Spare.Cert) }

@@ -29,7 +29,7 @@ func TestCreate(t *testing.T) {
 		cert    *x509.Certificate
 		life    time.Duration
 		pathLen int
-	}{"root": {h.Root.Cert, 20 * year, 1}, "spare": {h.Spare.Cert, 20 * year, 1}, "device": {h.Device.Cert, 4 * year, 0}, "server": {h.Server.Cert, 4 * year, 0}} {
+	}{"root": {h.Root.Cert, 20 * year, 2}, "spare": {h.Spare.Cert, 20 * year, 2}, "device": {h.Device.Cert, 4 * year, 0}, "server": {h.Server.Cert, 4 * year, 0}} {
 		if c.cert.NotAfter.Sub(now) < c.life || !c.cert.NotBefore.Before(now) || c.cert.MaxPathLen != c.pathLen {
 			t.Errorf("%s: %s to %s, path length %d", name, c.cert.NotBefore, c.cert.NotAfter, c.cert.MaxPathLen)
 		}

@@ -60,29 +60,52 @@ func malformed(format string, a ...any) error {
 // ParseCSRPEM reads a PKCS #10 request as PEM (RFC 7468 §7): exactly one block, nothing around it. Errors are those of
 // ParseCSR.
 func ParseCSRPEM(text []byte, p KeyPolicy) (CSR, error) {
+	der, err := unwrapCSR(text)
+	if err != nil {
+		return CSR{}, err
+	}
+	return ParseCSR(der, p)
+}
+
+// ParseCACSRPEM reads the PKCS #10 request, as PEM, of a CA: as strictly as ParseCSRPEM, but whatever names and extensions
+// stand in it. Nothing but its key, EC P-256 or P-384, is taken from it.
+func ParseCACSRPEM(text []byte) (CSR, error) {
+	der, err := unwrapCSR(text)
+	if err != nil {
+		return CSR{}, err
+	}
+	req, err := parseRequest(der, KeyPolicy{})
+	if err != nil {
+		return CSR{}, err
+	}
+	return csrOf(req, "")
+}
+
+// unwrapCSR returns the DER of the one request that text holds.
+func unwrapCSR(text []byte) ([]byte, error) {
 	if len(text) > MaxCSR {
-		return CSR{}, tooLarge()
+		return nil, tooLarge()
 	}
 	if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
-		return CSR{}, privateKey()
+		return nil, privateKey()
 	}
 	if !bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte("-----BEGIN ")) {
-		return CSR{}, malformed("not PEM: it must start with -----BEGIN CERTIFICATE REQUEST-----")
+		return nil, malformed("not PEM: it must start with -----BEGIN CERTIFICATE REQUEST-----")
 	}
 	block, rest := pem.Decode(text)
 	switch {
 	case block == nil:
-		return CSR{}, malformed("the PEM block is damaged")
+		return nil, malformed("the PEM block is damaged")
 	case block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST":
-		return CSR{}, malformed("the PEM block is not a CERTIFICATE REQUEST")
+		return nil, malformed("the PEM block is not a CERTIFICATE REQUEST")
 	case len(block.Headers) > 0:
-		return CSR{}, malformed("PEM headers are not allowed in a certificate request")
+		return nil, malformed("PEM headers are not allowed in a certificate request")
 	case len(bytes.TrimSpace(rest)) > 0:
-		return CSR{}, malformed("there is something behind the first PEM block: send exactly one request")
+		return nil, malformed("there is something behind the first PEM block: send exactly one request")
 	case bytes.Count(text, []byte("-----BEGIN ")) != 1:
-		return CSR{}, malformed("there is more than one PEM block: send exactly one request") // pem.Decode skips a damaged one
+		return nil, malformed("there is more than one PEM block: send exactly one request") // pem.Decode skips a damaged one
 	}
-	return ParseCSR(block.Bytes, p)
+	return block.Bytes, nil
 }
 
 func tooLarge() error {
@@ -97,21 +120,8 @@ func privateKey() error {
 // no trailing bytes, nothing asked for that a device must not have. Attributes such as a challenge password are ignored.
 // Every error is a fleet.Error with one of the codes of this package and holds none of the input.
 func ParseCSR(der []byte, p KeyPolicy) (CSR, error) {
-	if len(der) > MaxCSR {
-		return CSR{}, tooLarge()
-	}
-	if isPrivateKey(der) {
-		return CSR{}, privateKey()
-	}
-	req, err := x509.ParseCertificateRequest(der)
+	req, err := parseRequest(der, p)
 	if err != nil {
-		return CSR{}, &fleet.Error{Kind: fleet.Invalid, Code: CodeMalformed, Msg: "not a PKCS #10 certificate request in DER", Err: err}
-	}
-	// The key is judged before the signature: checking one of a huge RSA key costs milliseconds (faults.md §7.1).
-	if err := p.check(req.PublicKey, req.RawSubjectPublicKeyInfo); err != nil {
-		return CSR{}, err
-	}
-	if err := checkSignature(req); err != nil {
 		return CSR{}, err
 	}
 	name, err := commonName(req.Subject)
@@ -121,6 +131,29 @@ func ParseCSR(der []byte, p KeyPolicy) (CSR, error) {
 	if err := checkExtensions(req.Extensions); err != nil {
 		return CSR{}, err
 	}
+	return csrOf(req, name)
+}
+
+// parseRequest reads a request and checks its frame, key and signature.
+func parseRequest(der []byte, p KeyPolicy) (*x509.CertificateRequest, error) {
+	if len(der) > MaxCSR {
+		return nil, tooLarge()
+	}
+	if isPrivateKey(der) {
+		return nil, privateKey()
+	}
+	req, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, &fleet.Error{Kind: fleet.Invalid, Code: CodeMalformed, Msg: "not a PKCS #10 certificate request in DER", Err: err}
+	}
+	// The key is judged before the signature: checking one of a huge RSA key costs milliseconds (faults.md §7.1).
+	if err := p.check(req.PublicKey, req.RawSubjectPublicKeyInfo); err != nil {
+		return nil, err
+	}
+	return req, checkSignature(req)
+}
+
+func csrOf(req *x509.CertificateRequest, name string) (CSR, error) {
 	// The key is written anew, so that one key has one form and one hash.
 	spki, err := x509.MarshalPKIXPublicKey(req.PublicKey)
 	if err != nil {
