@@ -129,13 +129,13 @@ func TestAttemptsOutliveAStoreThatFails(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		failures, done := 0, make(chan error)
 		go func() { done <- a.Run(ctx, func(error) { failures++ }) }()
-		time.Sleep(90 * time.Second)
+		time.Sleep(90*time.Second + time.Second/2) // between two looks
 		synctest.Wait()
 		if failures == 0 || len(tr.lines) != 0 {
 			t.Errorf("%d failures, %d lines", failures, len(tr.lines))
 		}
 		tr.err = nil
-		time.Sleep(90 * time.Second)
+		time.Sleep(90*time.Second + time.Second/2) // between two looks
 		synctest.Wait()
 		if got := tr.take(); len(got) != 1 {
 			t.Errorf("written %q", got)
