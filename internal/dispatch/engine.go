@@ -210,10 +210,7 @@ func (d *Dispatcher) lookAtDue(tx Tx, at time.Time, r rollout.Rollout) (rollout.
 			if err != nil {
 				return r, err
 			}
-			// A device that polls is there when it asks: one that asked after the time in which it had to stay healthy did.
-			if j.State != rollout.Verifying || s.PolledAt.Before(j.Session.Add(r.Plan.VerifyFor)) {
-				tick.Offline[j.Device] = later(s.LostAt, s.PolledAt)
-			}
+			tick.Offline[j.Device] = later(s.LostAt, s.PolledAt) // one that polls is there when it asks
 		}
 		rows = append(rows, j)
 	}

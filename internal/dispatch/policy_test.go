@@ -708,6 +708,10 @@ func TestWhy(t *testing.T) {
 			t.Errorf("%s: %s, want %s", d, got, want)
 		}
 	}
+	w.change(flying, func(_ *fleet.Device, s *fleet.Status) { s.Buffer = 100 })
+	if got := w.why(flying); got != "in-flight buffer-too-small" {
+		t.Errorf("with a small buffer: %s", got)
+	}
 	var waiting fleet.DeviceID
 	for i := range 6 {
 		if d := fleet.DeviceID(fmt.Sprint("d", i)); d != flying {

@@ -71,9 +71,22 @@ func (d *Dispatcher) sawRunning(tx Tx, at time.Time, dev fleet.DeviceID, image f
 	if err != nil {
 		return err
 	}
-	if ev := evidence(r, j, at, image); ev != nil {
-		_, _, err = d.apply(tx, r, []rollout.Job{j}, ev)
+	ev := evidence(r, j, at, image)
+	if ev == nil {
+		return nil
 	}
+	if good, ok := ev.(rollout.Confirmed); ok && j.State == rollout.Verifying {
+		// It is there only when it asks, so its health is judged now, before its presence counts.
+		if r, err = d.judgeHealth(tx, at, r, j); err != nil {
+			return err
+		}
+		if j, _, err = tx.Job(r.ID, dev); err != nil {
+			return err
+		}
+		good.Stayed = true
+		ev = good
+	}
+	_, _, err = d.apply(tx, r, []rollout.Job{j}, ev)
 	return err
 }
 

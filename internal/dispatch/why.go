@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
 	"muster/internal/wire"
@@ -119,6 +120,13 @@ func (d *Dispatcher) whyRollouts(tx Tx, dev fleet.Device, s fleet.Status, at tim
 			d.whyNotIn(say, r, dev, s, at)
 		case j.State.InFlight():
 			say("in-flight", false, "%s", inFlight(j, at))
+			why, err := unsayable(tx, r, j, s)
+			if err != nil {
+				return nil, err
+			}
+			if why != "" {
+				say("buffer-too-small", true, "%s", why)
+			}
 		case j.State.Open():
 			if busy && active.Rollout != id {
 				say("busy", true, "rollout %s updates it now; its turn comes afterwards", active.Rollout)
@@ -141,6 +149,25 @@ func (d *Dispatcher) whyRollouts(tx Tx, dev fleet.Device, s fleet.Status, at tim
 		}
 	}
 	return out, nil
+}
+
+// unsayable says why the offer of a job cannot reach a device: what does not fit its receive buffer is never sent, since many
+// clients drop it without a word (esp32.md §7). Empty if it can.
+func unsayable(tx Tx, r rollout.Rollout, j rollout.Job, s fleet.Status) (string, error) {
+	if r.Mode != rollout.Download || j.State != rollout.Offered {
+		return "", nil
+	}
+	want := r.Wanted(j)
+	rel, err := tx.Release(want.Product, firmware.Version(want.Version))
+	if err != nil {
+		return "", err
+	}
+	offer := wire.OTAOffer{Job: r.ID, Version: want.Version, Size: rel.Size, SHA256: make([]byte, 32), Path: rel.Path()}
+	room := wire.Budget(wire.DownTopic(j.Device, wire.DownOTA), s.Buffer)
+	if n := len(offer.Within(room)); n > room {
+		return fmt.Sprintf("the offer has %d bytes and the device can take %d, so it is not sent: use a shorter rollout id or version, or a larger receive buffer (buf in its hello)", n, room), nil
+	}
+	return "", nil
 }
 
 type sayer func(code string, blocking bool, format string, a ...any)

@@ -71,6 +71,8 @@ type (
 		Device  fleet.DeviceID
 		Session time.Time
 		Floor   int // as in Job.Floor; 0: the image of the release
+		// Stayed: it is being verified, was found healthy, and is there at this moment; for one that is never connected.
+		Stayed bool
 	}
 
 	// Unhealthy says that a device that runs the new image did what Plan.Health forbids.

@@ -356,6 +356,11 @@ func (s *step) confirm(jobs []Job, ev Confirmed) {
 		s.changed(j)
 		return
 	}
+	if j.State == Verifying && ev.Stayed && !s.at.Before(j.Session.Add(s.r.Plan.VerifyFor)) {
+		s.move(&j, Succeeded)
+		s.changed(j)
+		return
+	}
 	switch {
 	case j.State == Verifying || !j.State.CanGo(Succeeded) || j.GrantedAt.IsZero() || !at.After(j.GrantedAt) || !at.After(j.Session):
 		return
