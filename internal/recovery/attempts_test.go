@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,8 +17,15 @@ import (
 
 // trail is an audit trail in memory that can be out of order.
 type trail struct {
+	mu    sync.Mutex
 	lines []access.Entry
 	err   error
+}
+
+func (t *trail) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.err = err
 }
 
 func (t *trail) Audit(e access.Entry) error {
@@ -25,6 +34,8 @@ func (t *trail) Audit(e access.Entry) error {
 }
 
 func (t *trail) update(_ context.Context, f func(AuditTx) error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.err != nil {
 		return t.err
 	}
@@ -33,6 +44,8 @@ func (t *trail) update(_ context.Context, f func(AuditTx) error) error {
 
 // take returns what was written since the last call, as "who details".
 func (t *trail) take() (out []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, e := range t.lines {
 		out = append(out, e.On+" "+e.Details)
 	}
@@ -123,18 +136,20 @@ func TestStrangersCannotFillTheTrail(t *testing.T) {
 
 func TestAttemptsOutliveAStoreThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tr := &trail{err: errors.New("full")}
+		tr := &trail{}
+		tr.fail(errors.New("full"))
 		a := NewAttempts(tr.update)
 		a.Note(Attempt{At: time.Now(), Device: "lamp-1", Door: "8884", Why: "disabled"})
 		ctx, cancel := context.WithCancel(t.Context())
-		failures, done := 0, make(chan error)
-		go func() { done <- a.Run(ctx, func(error) { failures++ }) }()
+		var failures atomic.Int32
+		done := make(chan error)
+		go func() { done <- a.Run(ctx, func(error) { failures.Add(1) }) }()
 		time.Sleep(90*time.Second + time.Second/2) // between two looks
 		synctest.Wait()
-		if failures == 0 || len(tr.lines) != 0 {
-			t.Errorf("%d failures, %d lines", failures, len(tr.lines))
+		if got := tr.take(); failures.Load() == 0 || len(got) != 0 {
+			t.Errorf("%d failures, written %q", failures.Load(), got)
 		}
-		tr.err = nil
+		tr.fail(nil)
 		time.Sleep(90*time.Second + time.Second/2) // between two looks
 		synctest.Wait()
 		if got := tr.take(); len(got) != 1 {
