@@ -6,9 +6,11 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 30s
 LIVES ?= 400
+DEVICES ?= 2000
+OUTAGE ?= 5m
 
 .DEFAULT_GOAL := help
-.PHONY: help build broker demo test test-unit lint bench fuzz soak generate tools clean
+.PHONY: help build broker demo test test-unit lint bench fuzz soak stampede generate tools clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +47,10 @@ fuzz: ## fuzz every target for FUZZTIME (30s) each
 soak: ## let 400 random fleets live under random plans, with kills and clock jumps (LIVES=n)
 	$(GO) test -race -timeout 2h -run TestLivesUnderAnyPolicy ./internal/dispatch -lives $(LIVES)
 	$(GO) test -race -timeout 2h -run 'TestWalks|Twin' ./internal/rollout -rapid.checks=20000
+
+stampede: tools build ## take the auth backend away from 2000 connected devices for 5 minutes (DEVICES=n OUTAGE=d)
+	@mkdir -p $(BIN)/test && $(GO) build -o $(BIN)/test/ ./test/stampede
+	@$(BIN)/test/stampede -musterd $(abspath $(BIN)/musterd) -devices $(DEVICES) -outage $(OUTAGE)
 
 generate: ## make the generated code afresh from api/openapi.yaml
 	$(GO) generate ./...
