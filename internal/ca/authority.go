@@ -181,7 +181,7 @@ func (h *Hierarchy) Check() error {
 			return fleet.Errorf(fleet.Unavailable, "the key of the %s is not here", of.name)
 		}
 		if err := keystore.CheckSigner(of.pair.Key); err != nil {
-			return fleet.Wrap(fleet.Unavailable, err, "the key of the %s cannot sign: %s", of.name, err.Error())
+			return fleet.Wrap(fleet.Unavailable, err, "the key of the %s cannot sign", of.name)
 		}
 	}
 	return nil

@@ -170,7 +170,7 @@ func ReadCertificate(path string) (*x509.Certificate, error) {
 		err = fleet.Coded(fleet.Invalid, pki.CodeChain, "%d certificates, want one", len(list))
 	}
 	if err != nil {
-		return nil, fleet.Wrap(fleet.Invalid, err, "%s: %s", path, err.Error())
+		return nil, fleet.Wrap(fleet.Invalid, err, "%s", path)
 	}
 	return list[0], nil
 }

@@ -15,6 +15,7 @@ import (
 	"io"
 	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -87,35 +88,31 @@ func Check(ref string) error {
 
 func clip(s string) string { return s[:min(len(s), 40)] }
 
-// Show returns ref without the PIN or secret that it may hold.
-func Show(ref string) string {
-	out := strings.Builder{}
-	for i, part := range strings.FieldsFunc(ref, func(r rune) bool { return r == ';' || r == '?' || r == '&' }) {
-		if i > 0 {
-			out.WriteByte(ref[out.Len()]) // parts and separators have the length that they had
-		}
-		name, value, has := strings.Cut(part, "=")
-		if lower := strings.ToLower(name); has && (strings.HasSuffix(lower, "pin-value") || strings.Contains(lower, "secret") || strings.Contains(lower, "password")) {
-			part = name + "=" + strings.Repeat("*", len(value))
-		}
-		out.WriteString(part)
-	}
-	return out.String()
-}
+var secrets = regexp.MustCompile(`(?i)((?:pin-value|[a-z-]*secret[a-z-]*|[a-z-]*password[a-z-]*)=)[^;?&\s"']+`)
 
-// path returns that of a softkms URI, which may be softkms:path=FILE or softkms:FILE.
+// Show returns ref, or a text that may hold one, without PINs and secrets.
+func Show(ref string) string { return secrets.ReplaceAllString(ref, "${1}***") }
+
+// masked is an error of a key manager, which may repeat the URI with its PIN.
+type masked struct{ err error }
+
+func (m masked) Error() string { return Show(m.err.Error()) }
+func (m masked) Unwrap() error { return m.err }
+
+// path returns that of a softkms URI, which may be softkms:path=FILE or softkms:FILE; empty for every other.
 func path(ref string) string {
+	kind, rest, _ := strings.Cut(ref, ":")
+	if !strings.EqualFold(kind, soft) {
+		return ""
+	}
+	if !strings.Contains(rest, "=") {
+		return rest
+	}
 	u, err := uri.ParseWithScheme(soft, ref)
 	if err != nil {
 		return ""
 	}
-	if p := u.Get("path"); p != "" {
-		return p
-	}
-	if strings.Contains(u.Opaque, "=") {
-		return ""
-	}
-	return u.Opaque
+	return u.Get("path")
 }
 
 // Key is a key in a key manager. It is a crypto.Signer whose every call ends within Timeout. Safe for concurrent use.
@@ -205,19 +202,10 @@ func (k *Key) call(ctx context.Context, f func() error) error {
 		if err == nil || fleet.Is(err, fleet.Invalid) {
 			return err
 		}
-		return fleet.Wrap(fleet.Unavailable, err, "the key manager of %s: %s", k.ref, hide(err.Error()))
+		return fleet.Wrap(fleet.Unavailable, masked{err}, "the key manager of %s", k.ref)
 	case <-ctx.Done():
 		return slow()
 	}
-}
-
-// hide keeps the PIN out of messages of key managers, which repeat the URI.
-func hide(s string) string {
-	words := strings.Fields(s)
-	for i, w := range words {
-		words[i] = Show(w)
-	}
-	return strings.Join(words, " ")
 }
 
 // Public implements crypto.Signer.
