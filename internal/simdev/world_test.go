@@ -61,6 +61,7 @@ type world struct {
 	offer     *wire.OTAOffer
 	image     []byte
 	serve     func(http.ResponseWriter, *http.Request) bool // true: it has answered
+	real      *muster                                       // takes the place of the few lines
 
 	hellos    []wire.Hello
 	reports   []wire.OTAReport
@@ -348,9 +349,12 @@ func (b *backend) Provides(what byte) bool {
 
 func (b *backend) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 	w := b.w
+	serial, front := strings.CutPrefix(cl.Net.Listener, "cert/")
+	if real := get(w, func() *muster { return w.real }); real != nil {
+		return real.admit(front, fleet.Serial(serial), string(pk.Connect.Password))
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	serial, front := strings.CutPrefix(cl.Net.Listener, "cert/")
 	if w.deny || front && w.denyNew && !w.used[fleet.Serial(serial)] || string(cl.ID) != string(deviceID) {
 		return false
 	}
@@ -382,6 +386,15 @@ func (b *backend) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 	serial, front := strings.CutPrefix(cl.Net.Listener, "cert/")
 	if !front {
 		serial = ""
+	}
+	if real := get(b.w, func() *muster { return b.w.real }); real != nil {
+		out := real.hear(front, pk.TopicName, pk.Payload)
+		b.w.wg.Go(func() {
+			for _, p := range out {
+				b.w.tell(p.word, p.payload)
+			}
+		})
+		return pk, nil
 	}
 	for _, p := range b.w.answer(pk.TopicName, pk.Payload, fleet.Serial(serial), front) {
 		// Not from within the hook: the broker is not done with the device's message.
