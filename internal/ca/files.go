@@ -1,17 +1,24 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.step.sm/crypto/pemutil"
 
+	"muster/internal/ca/ceremony"
 	"muster/internal/ca/keystore"
 	"muster/internal/fleet"
 )
@@ -184,4 +191,116 @@ func loadKey(path string, passphrase []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
 	return key, nil
+}
+
+// Complete writes what a hierarchy gets once its intermediates were signed elsewhere: their certificates, the trust bundle
+// and the client CAs, into the folder that has the rest. Doing it again does no harm.
+func Complete(h *Hierarchy, dir string) error {
+	if err := h.check(); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		text []byte
+	}{
+		{fileDevice + extCert, toPEM(h.Device.Cert)}, {fileServer + extCert, toPEM(h.Server.Cert)},
+		{fileBundle, h.TrustBundle()}, {fileClientCAs, h.ClientCAs()},
+	} {
+		if err := replaceWith(filepath.Join(dir, f.name), f.text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Prepare makes the folder of a hierarchy whose root is elsewhere: it gets the certificates of both roots and, unless they
+// are in a key manager, new keys of the intermediates under the passphrase.
+func Prepare(ctx context.Context, dir string, passphrase []byte, root, spare *x509.Certificate, keys Keys) (device, server crypto.Signer, err error) {
+	for _, c := range []*x509.Certificate{root, spare} {
+		if err := ceremony.CheckRoot(c); err != nil {
+			return nil, nil, fmt.Errorf("ca: %w", err)
+		}
+	}
+	if root.Equal(spare) || bytes.Equal(root.RawSubjectPublicKeyInfo, spare.RawSubjectPublicKeyInfo) || bytes.Equal(root.RawSubject, spare.RawSubject) {
+		return nil, nil, fleet.Errorf(fleet.Invalid, "ca: root and spare root must have different names and keys: the spare is for the day on which the root's key is lost")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("ca: %w", err)
+	}
+	for name, c := range map[string]*x509.Certificate{fileRoot: root, fileSpare: spare} {
+		if err := writeFile(filepath.Join(dir, name+extCert), toPEM(c), 0o644); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, k := range []struct {
+		name, ref string
+		to        *crypto.Signer
+	}{{fileDevice, keys.Device, &device}, {fileServer, keys.Server, &server}} {
+		path := filepath.Join(dir, k.name+extKey)
+		if k.ref == "" {
+			fresh, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				return nil, nil, fmt.Errorf("ca: %w", err)
+			}
+			if err := keystore.WriteFile(path, fresh, passphrase); err != nil {
+				return nil, nil, fmt.Errorf("ca: %w", err)
+			}
+		}
+		if *k.to, err = OpenKey(ctx, path, k.ref, passphrase); err != nil {
+			return nil, nil, errors.Join(err, closeKey(device))
+		}
+	}
+	return device, server, nil
+}
+
+func closeKey(key crypto.Signer) error {
+	if c, ok := key.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// Import returns the hierarchy in dir with the certificates of its intermediates, each found by its key. It writes nothing:
+// see Complete. Errors are Invalid and say which certificate is wrong, or missing.
+func Import(ctx context.Context, at time.Time, dir string, passphrase []byte, keys Keys, certs []*x509.Certificate) (_ *Hierarchy, err error) {
+	h := &Hierarchy{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	for name, p := range h.named() {
+		switch name {
+		case fileRoot, fileSpare:
+			if p.Cert, err = ceremony.ReadCertificate(filepath.Join(dir, name+extCert)); err != nil {
+				return nil, fmt.Errorf("ca: %w", err)
+			}
+		default:
+			ref := map[string]string{fileDevice: keys.Device, fileServer: keys.Server}[name]
+			if p.Key, err = OpenKey(ctx, filepath.Join(dir, name+extKey), ref, passphrase); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, c := range certs {
+		profile, to := ceremony.DeviceCA, &h.Device
+		if belongs(c, h.Server.Key) {
+			profile, to = ceremony.ServerCA, &h.Server
+		} else if !belongs(c, h.Device.Key) {
+			return nil, fleet.Errorf(fleet.Invalid, "ca: %q is for neither of the keys here: was it made from these requests?", c.Subject.CommonName)
+		}
+		if err := ceremony.CheckIntermediate(c, profile, h.Root.Cert, at); err != nil {
+			return nil, fmt.Errorf("ca: %w", err)
+		}
+		to.Cert = c
+	}
+	if h.Device.Cert == nil || h.Server.Cert == nil {
+		return nil, fleet.Errorf(fleet.Invalid, "ca: two certificates are needed, made from device-ca.csr and server-ca.csr")
+	}
+	return h, h.check()
+}
+
+func belongs(c *x509.Certificate, key crypto.Signer) bool {
+	k, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(key.Public())
 }

@@ -150,8 +150,15 @@ func (h *Hierarchy) check() error {
 		{"device CA", h.Device, h.Root.Cert, x509.ExtKeyUsageClientAuth}, {"server CA", h.Server, h.Root.Cert, x509.ExtKeyUsageServerAuth},
 	} {
 		if err := p.pair.check(p.parent, p.use); err != nil {
-			return fleet.Wrap(fleet.Invalid, err, "ca: the %s: %s", p.name, err.Error())
+			return fleet.Wrap(fleet.Invalid, err, "ca: the %s", p.name)
 		}
+	}
+	seen := map[fleet.Hash]bool{}
+	for _, hash := range h.KeyHashes() {
+		if seen[hash] {
+			return fleet.Errorf(fleet.Invalid, "ca: two of the CAs have the same key")
+		}
+		seen[hash] = true
 	}
 	return nil
 }

@@ -79,10 +79,12 @@ type Broker struct {
 	Probe         bool   `koanf:"probe"` // try at start that each listener refuses what it must
 }
 
-// PKI names the folder of the CA, as musterd init makes it.
+// PKI names the folder of the CA, as musterd init makes it, and where the keys of its two intermediates are.
 type PKI struct {
 	Dir            string `koanf:"dir"`
 	PassphraseFile string `koanf:"passphrase_file"`
+	DeviceKey      string `koanf:"device_key"` // URI in a key manager; empty: an encrypted file in Dir
+	ServerKey      string `koanf:"server_key"`
 }
 
 // Certificates is the policy of device certificates.
@@ -95,6 +97,8 @@ type Certificates struct {
 	MaxLockOut    float64       `koanf:"max_lockout_percent"` // of the fleet, by a change of lifetime
 	Sweep         time.Duration `koanf:"sweep"`               // how often expiry is enforced on live sessions
 	ESTNewKeys    string        `koanf:"est_new_keys"`        // approve: by an operator; automatic: at once
+	RSA           bool          `koanf:"rsa"`                 // allow RSA keys of 2048 to 4096 bits
+	BlockedKeys   string        `koanf:"blocked_keys"`        // file with hashes of keys that get no certificate
 }
 
 // Recovery is the policy of the fallback.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -33,7 +34,7 @@ func (c *Config) Show(w io.Writer) {
 		if strings.HasSuffix(key, "_file") && key != "ca_file" {
 			note = "  # a secret: not shown"
 		}
-		fmt.Fprintf(w, "  %s: %s%s\n", key, show(v.FieldByIndex(paths[name])), note)
+		fmt.Fprintf(w, "  %s: %s%s\n", key, pins.ReplaceAllString(show(v.FieldByIndex(paths[name])), "${1}***"), note)
 	}
 }
 
@@ -47,3 +48,6 @@ func show(v reflect.Value) string {
 		return fmt.Sprint(x)
 	}
 }
+
+// pins are secrets in the URI of a key.
+var pins = regexp.MustCompile(`(?i)((?:pin-value|secret|password)=)[^;?&"]+`)
