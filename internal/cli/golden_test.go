@@ -302,3 +302,32 @@ func TestCleanKeepsWhatIsHarmless(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestServerCertificateTable(t *testing.T) {
+	day := 24 * time.Hour
+	list := []api.ServerCertificate{
+		{Name: "ops", File: "/var/lib/muster/tls/ops.crt", Serial: "4f2a", Issuer: "muster servers 1", Ours: true, NotAfter: now.Add(300 * day), RenewsAt: now.Add(200 * day)},
+		{Name: "broker", File: "/var/lib/muster/broker/tls/server.crt", Serial: "5b", Issuer: "Example CA", NotAfter: now.Add(20 * day), Refused: "they are not a certificate and its key", Doors: []api.ServerCertificateDoor{
+			{Name: "mqtt", Address: "iot.example.com:8883", Serial: "5b", NotAfter: now.Add(20 * day), Proven: true},
+			{Name: "fallback", Address: "iot.example.com:8884", Serial: "5a", NotAfter: now.Add(day)},
+			{Name: "amqps", Address: "localhost:5671", Error: "connection refused"},
+		}},
+		{Name: "elsewhere", Failed: "the key\x1b[31m is away"},
+	}
+	for name, tty := range map[string]bool{"server-certs-pipe": false, "server-certs-terminal": true} {
+		golden(t, name, tty, func(u *ui) { (&app{ui: u}).printServerCerts(list) })
+	}
+}
+
+func TestExpiryTable(t *testing.T) {
+	day := 24 * time.Hour
+	l := api.ExpiryList{Items: []api.Expiry{
+		{Kind: "token", Name: "cron", NotAfter: now.Add(-day), Alarm: api.ExpiryAlarmEnded, Fix: "muster token create, then delete this one"},
+		{Kind: "served", Name: "broker-mqtt", NotAfter: now.Add(20 * day), LeftPercent: 5, Alarm: api.ExpiryAlarmN10, Fix: "look at it"},
+		{Kind: "server", Name: "ops", NotAfter: now.Add(80 * day), LeftPercent: 22, Alarm: api.ExpiryAlarmN25, RenewsAt: now.Add(day)},
+		{Kind: "root", Name: "root", NotAfter: now.Add(24 * 365 * day), LeftPercent: 96, Alarm: api.ExpiryAlarmFine},
+	}, Incomplete: "tokens: the store is away"}
+	for name, tty := range map[string]bool{"expiries-pipe": false, "expiries-terminal": true} {
+		golden(t, name, tty, func(u *ui) { (&app{ui: u}).printExpiries(l) })
+	}
+}

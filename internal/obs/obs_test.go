@@ -42,6 +42,24 @@ func TestReadyMeansThatEveryPartIsWell(t *testing.T) {
 	}
 }
 
+func TestARemarkIsShownAndDoesNotMakeUnready(t *testing.T) {
+	h := obs.NewHealth("store")
+	h.Set("store", nil)
+	h.Remark("expiries", "token cron ends soon")
+	h.Set("store", nil)
+	h.Remark("store", "nearly full")
+	h.Set("store", nil) // keeps the remark
+	rs, ready := h.Reports()
+	if !ready || len(rs) != 2 || rs[0].Remark != "token cron ends soon" || rs[1].Remark != "nearly full" || !rs[1].OK {
+		t.Errorf("%v %+v", ready, rs)
+	}
+	h.Set("expiries", errors.New("the root has ended"))
+	h.Remark("store", "")
+	if rs, ready := h.Reports(); ready || rs[0].OK || rs[0].Remark == "" || rs[1].Remark != "" {
+		t.Errorf("%v %+v", ready, rs)
+	}
+}
+
 func TestTwoMustersKeepTheirMetricsApart(t *testing.T) {
 	for range 2 {
 		m := obs.NewMetrics()
