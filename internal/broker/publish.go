@@ -109,7 +109,8 @@ func publishAll(ctx context.Context, ch *amqp.Channel, outs []Out) ([]error, err
 	confirms := make([]*amqp.DeferredConfirmation, len(outs))
 	for i, o := range outs {
 		dc, err := ch.PublishWithDeferredConfirm(wire.ExchangeTopic, o.Key, false, false, amqp.Publishing{
-			ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: o.Body,
+			// No content type: an MQTT 5 device would get it as a property, in a buffer that has no room for it.
+			DeliveryMode: amqp.Persistent, Body: o.Body,
 		})
 		if err != nil {
 			return fail(0, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"time"
 
@@ -164,8 +165,10 @@ func ticks(t *time.Timer) <-chan time.Time {
 // hear handles one message of muster.
 func (s *session) hear(ctx context.Context, p *paho.Publish) error {
 	s.d.count(func(c *Counts) { c.Received++ })
-	if f := s.d.fault(); f.Buffer > 0 && 8+len(p.Topic)+len(p.Payload) > f.Buffer {
-		return s.drop("%s: %d bytes do not fit the receive buffer", p.Topic, len(p.Payload))
+	if f := s.d.fault(); f.Buffer > 0 {
+		if n := packetSize(p); n > f.Buffer {
+			return s.drop("%s: a packet of %d bytes does not fit the receive buffer", p.Topic, n)
+		}
 	}
 	switch p.Topic {
 	case wire.DownTopic(s.d.id, wire.DownCmd):
@@ -188,6 +191,15 @@ func (s *session) hear(ctx context.Context, p *paho.Publish) error {
 		return s.certOrder(ctx, o)
 	}
 	return s.drop("%q: not a topic of this device", p.Topic)
+}
+
+// packetSize returns how many bytes a message took on the wire, properties included.
+func packetSize(p *paho.Publish) int {
+	n, err := p.Packet().ToControlPacket().WriteTo(io.Discard)
+	if err != nil {
+		return math.MaxInt
+	}
+	return int(n)
 }
 
 // drop counts a message that the device can do nothing with. It is no error: the session goes on.
