@@ -1460,6 +1460,34 @@ type RepairList struct {
 	NextCursor string   `json:"next_cursor,omitempty,omitzero"`
 }
 
+// RevocationList defines model for RevocationList.
+type RevocationList struct {
+	// At thisUpdate.
+	At      time.Time `json:"at"`
+	Entries int       `json:"entries"`
+
+	// Issuer Key id of the CA, hex.
+	Issuer string `json:"issuer"`
+
+	// Name Of the CA.
+	Name string `json:"name"`
+
+	// Next nextUpdate.
+	Next   time.Time `json:"next"`
+	Number int64     `json:"number"`
+
+	// Path Where anybody may fetch it, on this listener.
+	Path string `json:"path"`
+
+	// PEM Only of a single one.
+	PEM string `json:"pem,omitempty,omitzero"`
+}
+
+// RevocationLists defines model for RevocationLists.
+type RevocationLists struct {
+	Items []RevocationList `json:"items"`
+}
+
 // RevocationReason RFC 5280 §5.3.1. `unspecified` if none is given.
 type RevocationReason string
 
@@ -1474,14 +1502,24 @@ type RevocationReport struct {
 	// ClosedAfter Live connections were told to close.
 	ClosedAfter string `json:"closed_after,omitempty,omitzero"`
 
+	// ClosedAt When the broker was told to close its connections.
+	ClosedAt time.Time `json:"closed_at,omitempty,omitzero"`
+
 	// Connections Sessions that were known to be open.
 	Connections int `json:"connections"`
 
 	// Detail What stands in the way, if it is not clean.
 	Detail string `json:"detail,omitempty,omitzero"`
 
+	// RefusedAt When the device was refused for the first time after that, if it tried while the call lasted.
+	RefusedAt  time.Time `json:"refused_at,omitempty,omitzero"`
+	RefusedWhy string    `json:"refused_why,omitempty,omitzero"`
+
 	// StoredAfter New connections are refused.
 	StoredAfter string `json:"stored_after,omitempty,omitzero"`
+
+	// StoredAt When it was stored.
+	StoredAt time.Time `json:"stored_at,omitempty,omitzero"`
 
 	// VerifiedAfter A later look found none.
 	VerifiedAfter string `json:"verified_after,omitempty,omitzero"`
@@ -2792,6 +2830,23 @@ type ClientInterface interface {
 	// Corresponds with POST /recovery/requests/{request}/deny (the `DenyRecoveryRequest` operationId).
 	DenyRecoveryRequest(ctx context.Context, request OnRequest, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRevocationLists The newest revocation list of each issuer (RFC 5280).
+	//
+	// Corresponds with GET /revocation-lists (the `ListRevocationLists` operationId).
+	ListRevocationLists(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRevocationList The newest revocation list of an issuer.
+	//
+	// Corresponds with GET /revocation-lists/{issuer} (the `GetRevocationList` operationId).
+	GetRevocationList(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SignRevocationList Sign a new list now.
+	//
+	// Lists are signed daily and after each revocation by themselves.
+	//
+	// Corresponds with POST /revocation-lists/{issuer} (the `SignRevocationList` operationId).
+	SignRevocationList(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListRollouts List rollouts, the newest first.
 	//
 	// Corresponds with GET /rollouts (the `ListRollouts` operationId).
@@ -4046,6 +4101,53 @@ func (c *Client) ApproveRecoveryRequest(ctx context.Context, request OnRequest, 
 // Corresponds with POST /recovery/requests/{request}/deny (the `DenyRecoveryRequest` operationId).
 func (c *Client) DenyRecoveryRequest(ctx context.Context, request OnRequest, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDenyRecoveryRequestRequest(c.Server, request)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRevocationLists The newest revocation list of each issuer (RFC 5280).
+//
+// Corresponds with GET /revocation-lists (the `ListRevocationLists` operationId).
+func (c *Client) ListRevocationLists(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRevocationListsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRevocationList The newest revocation list of an issuer.
+//
+// Corresponds with GET /revocation-lists/{issuer} (the `GetRevocationList` operationId).
+func (c *Client) GetRevocationList(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRevocationListRequest(c.Server, issuer)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SignRevocationList Sign a new list now.
+//
+// Lists are signed daily and after each revocation by themselves.
+//
+// Corresponds with POST /revocation-lists/{issuer} (the `SignRevocationList` operationId).
+func (c *Client) SignRevocationList(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSignRevocationListRequest(c.Server, issuer)
 	if err != nil {
 		return nil, err
 	}
@@ -6633,6 +6735,101 @@ func NewDenyRecoveryRequestRequest(server string, request OnRequest) (*http.Requ
 	return req, nil
 }
 
+// NewListRevocationListsRequest constructs an http.Request for the ListRevocationLists method
+func NewListRevocationListsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/revocation-lists")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetRevocationListRequest constructs an http.Request for the GetRevocationList method
+func NewGetRevocationListRequest(server string, issuer string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "issuer", issuer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/revocation-lists/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSignRevocationListRequest constructs an http.Request for the SignRevocationList method
+func NewSignRevocationListRequest(server string, issuer string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "issuer", issuer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/revocation-lists/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListRolloutsRequest constructs an http.Request for the ListRollouts method
 func NewListRolloutsRequest(server string, params *ListRolloutsParams) (*http.Request, error) {
 	var err error
@@ -8214,6 +8411,29 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /recovery/requests/{request}/deny (the `DenyRecoveryRequest` operationId).
 	DenyRecoveryRequestWithResponse(ctx context.Context, request OnRequest, reqEditors ...RequestEditorFn) (*DenyRecoveryRequestResponse, error)
+
+	// ListRevocationListsWithResponse The newest revocation list of each issuer (RFC 5280).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /revocation-lists (the `ListRevocationLists` operationId).
+	ListRevocationListsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRevocationListsResponse, error)
+
+	// GetRevocationListWithResponse The newest revocation list of an issuer.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /revocation-lists/{issuer} (the `GetRevocationList` operationId).
+	GetRevocationListWithResponse(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*GetRevocationListResponse, error)
+
+	// SignRevocationListWithResponse Sign a new list now.
+	//
+	// Lists are signed daily and after each revocation by themselves.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /revocation-lists/{issuer} (the `SignRevocationList` operationId).
+	SignRevocationListWithResponse(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*SignRevocationListResponse, error)
 
 	// ListRolloutsWithResponse List rollouts, the newest first.
 	//
@@ -10710,6 +10930,150 @@ func (r DenyRecoveryRequestResponse) ContentType() string {
 	return ""
 }
 
+type ListRevocationListsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RevocationLists
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRevocationListsResponse) GetJSON200() *RevocationLists {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRevocationListsResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRevocationListsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRevocationListsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRevocationListsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRevocationListsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetRevocationListResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RevocationList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRevocationListResponse) GetJSON200() *RevocationList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRevocationListResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRevocationListResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRevocationListResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRevocationListResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRevocationListResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SignRevocationListResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RevocationList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SignRevocationListResponse) GetJSON200() *RevocationList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SignRevocationListResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SignRevocationListResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SignRevocationListResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SignRevocationListResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SignRevocationListResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListRolloutsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12851,6 +13215,47 @@ func (c *ClientWithResponses) DenyRecoveryRequestWithResponse(ctx context.Contex
 	return ParseDenyRecoveryRequestResponse(rsp)
 }
 
+// ListRevocationListsWithResponse The newest revocation list of each issuer (RFC 5280).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /revocation-lists (the `ListRevocationLists` operationId).
+func (c *ClientWithResponses) ListRevocationListsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRevocationListsResponse, error) {
+	rsp, err := c.ListRevocationLists(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRevocationListsResponse(rsp)
+}
+
+// GetRevocationListWithResponse The newest revocation list of an issuer.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /revocation-lists/{issuer} (the `GetRevocationList` operationId).
+func (c *ClientWithResponses) GetRevocationListWithResponse(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*GetRevocationListResponse, error) {
+	rsp, err := c.GetRevocationList(ctx, issuer, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRevocationListResponse(rsp)
+}
+
+// SignRevocationListWithResponse Sign a new list now.
+//
+// Lists are signed daily and after each revocation by themselves.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /revocation-lists/{issuer} (the `SignRevocationList` operationId).
+func (c *ClientWithResponses) SignRevocationListWithResponse(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*SignRevocationListResponse, error) {
+	rsp, err := c.SignRevocationList(ctx, issuer, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSignRevocationListResponse(rsp)
+}
+
 // ListRolloutsWithResponse List rollouts, the newest first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -14866,6 +15271,105 @@ func ParseDenyRecoveryRequestResponse(rsp *http.Response) (*DenyRecoveryRequestR
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RequestNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRevocationListsResponse parses an HTTP response from a ListRevocationListsWithResponse call
+func ParseListRevocationListsResponse(rsp *http.Response) (*ListRevocationListsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRevocationListsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RevocationLists
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRevocationListResponse parses an HTTP response from a GetRevocationListWithResponse call
+func ParseGetRevocationListResponse(rsp *http.Response) (*GetRevocationListResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRevocationListResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RevocationList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSignRevocationListResponse parses an HTTP response from a SignRevocationListWithResponse call
+func ParseSignRevocationListResponse(rsp *http.Response) (*SignRevocationListResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SignRevocationListResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RevocationList
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

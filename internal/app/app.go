@@ -27,6 +27,7 @@ import (
 	"muster/internal/brokerauth"
 	"muster/internal/ca"
 	"muster/internal/config"
+	"muster/internal/crlapi"
 	"muster/internal/devapi"
 	"muster/internal/dispatch"
 	"muster/internal/downlink"
@@ -40,6 +41,7 @@ import (
 	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/recovery"
+	"muster/internal/revocation"
 	"muster/internal/rollout"
 	"muster/internal/store/bolt"
 	"muster/internal/trust"
@@ -65,7 +67,9 @@ type App struct {
 	dispatch   *dispatch.Dispatcher
 	catalog    *ota.Catalog
 	trust      *trust.Publisher
+	lists      *revocation.Lists
 	roots      []*x509.Certificate // of the first trust bundle
+	hierarchy  *ca.Hierarchy
 	intake     *uplink.Intake[*bolt.Tx]
 	pump       *downlink.Pump
 	management *broker.Management
@@ -132,10 +136,12 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	hierarchy, err := ca.Load(c.Path(c.PKI.Dir), []byte(passphrase))
+	hierarchy, err := ca.LoadWith(context.Background(), c.Path(c.PKI.Dir), []byte(passphrase), keysOf(&c))
 	if err != nil {
 		return nil, err
 	}
+	a.life.onStop("CA keys", func(context.Context) error { return hierarchy.Close() })
+	a.hierarchy = hierarchy
 	keys := pki.KeyPolicy{}
 	authority, err := ca.NewAuthority(hierarchy, keys)
 	if err != nil {
@@ -172,6 +178,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Update:    update(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		View:      view(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		Authority: authority, Sessions: a.management, Log: log, Committed: committed,
+		Revoked: func() { a.lists.Revoked() },
 		Terms: func(tx enroll.Tx, id fleet.DeviceID) (time.Duration, bool, error) {
 			return a.dispatch.RenewalTerms(tx.(*bolt.Tx), id)
 		},
@@ -188,6 +195,12 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	a.roots = []*x509.Certificate{hierarchy.Root.Cert, hierarchy.Spare.Cert}
+	a.lists = revocation.New(revocation.Config{
+		Update:  update(a.store, func(tx *bolt.Tx) revocation.Tx { return tx }),
+		View:    view(a.store, func(tx *bolt.Tx) revocation.Tx { return tx }),
+		Issuers: func() []pki.Issuer { return []pki.Issuer{{Cert: hierarchy.Device.Cert, Key: hierarchy.Device.Key}} }, Log: log,
+	})
+	a.expiries.add("revocation lists", expiringLists(a.lists))
 	a.trust = trust.New(trust.Config{
 		Update: update(a.store, func(tx *bolt.Tx) trust.Tx { return tx }),
 		View:   view(a.store, func(tx *bolt.Tx) trust.Tx { return tx }),
@@ -262,7 +275,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Servers: a.credentials.keeper, Expiries: a.expiries, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
 		Quarantine: quarantine{a.store}, Operators: operators,
 		Trust:        func(ctx context.Context) ([]byte, error) { return a.trustPEM(ctx), nil },
-		TrustBundles: a.trust, TrustKey: trustKey,
+		TrustBundles: a.trust, TrustKey: trustKey, Lists: a.lists, Refusal: a.index.LastRefusal,
 		Endpoints: api.Endpoints{MQTT: c.Public.MQTT, FallbackMQTT: c.Public.FallbackMQTT, HTTPS: c.Public.HTTPS, RecoveryHTTPS: c.Public.RecoveryHTTPS},
 		Version:   api.Version{API: "v1", Version: version, Go: runtime.Version()},
 		Log:       log, MaxImage: c.Firmware.MaxImage,
@@ -271,7 +284,12 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	a.ops = httpapi.HTTPServer(rest, log)
+	public := http.NewServeMux()
+	public.Handle("/", rest)
+	for _, path := range []string{"/crl/", "/ocsp", "/ocsp/"} {
+		public.Handle(path, crlapi.New(a.lists, log))
+	}
+	a.ops = httpapi.HTTPServer(public, log)
 	ops, err := a.listen("ops", c.Listen.Ops)
 	if err != nil {
 		return nil, err
@@ -374,6 +392,8 @@ func (a *App) Start() error {
 	}
 	a.life.task("signer", a.enroll.Run, a.report("signer"))
 	a.health.Set("signer", nil)
+	a.life.task("revocation lists", a.lists.Run, a.failure("revocation lists"))
+	a.life.task("ca-keys", a.runKeyCheck, a.failure("ca-keys"))
 	a.life.task("outbox", a.pump.Run, a.report("outbox"))
 	a.life.task("rollouts", a.dispatch.Run, a.report("rollouts"))
 	a.life.task("broker", a.runBroker, a.failure("broker"))

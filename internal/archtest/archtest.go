@@ -62,10 +62,12 @@ var Table = map[string]Row{
 	"internal/uplink":     {UseCase, []string{"internal/fleet", "internal/wire"}, "queue to store"},
 	"internal/inventory":  {UseCase, []string{"internal/access", "internal/fleet", "internal/target", "internal/wire"}, "registry; audits what operators change"},
 	"internal/enroll":     {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "certificates; says so to devices by the outbox"},
+	"internal/revocation": {UseCase, []string{"internal/access", "internal/fleet", "internal/pki"}, "lists and answers about revoked certificates; signs no device's own"},
+	"internal/crlapi":     {Adapter, []string{"internal/fleet", "internal/pki", "internal/revocation"}, "CRL and OCSP over HTTP, for everybody"},
 	"internal/trust":      {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "brings the trust bundle to devices"},
 	"internal/servercert": {UseCase, []string{"internal/access", "internal/expiry", "internal/fleet"}, "renews server certificates; its ports are satisfied by ca and tlsfiles"},
 	"internal/recovery":   {UseCase, []string{"internal/access", "internal/downlink", "internal/enroll", "internal/fleet", "internal/pki", "internal/wire"}, "an enrolment by another door, so it uses enroll"},
-	"internal/ota":        {UseCase, []string{"internal/access", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
+	"internal/ota":        {UseCase, []string{"internal/access", "internal/downlink", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
 	"internal/dispatch":   {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/target", "internal/wire"}, "drives rollouts"},
 
 	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink", "internal/wire"}, "keeps the records of the core and of the use cases"},

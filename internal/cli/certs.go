@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) certsCmd() *cobra.Command {
-	return group("certs", "what lets a device in", a.certsList(), a.certsShow(), a.certsStatus(), a.certsForecast(), a.certsRenew(), a.certsPolicy(), a.certsRevoke())
+	return group("certs", "what lets a device in", a.certsList(), a.certsShow(), a.certsStatus(), a.certsForecast(), a.certsRenew(), a.certsPolicy(), a.certsRevoke(), a.certsCRL())
 }
 
 func (a *app) certsList() *cobra.Command {
@@ -128,5 +128,9 @@ Reasons: unspecified, key-compromise, affiliation-changed, superseded, cessation
 
 func (a *app) printRevocation(r api.RevocationReport) {
 	a.ui.printf("revoked %s of %s\n", r.Certificate.Serial, clean(r.Certificate.Device))
-	a.ui.facts("  connections", fmt.Sprint(r.Connections), "  refused after", r.StoredAfter, "  closed after", r.ClosedAfter, "  found gone after", r.VerifiedAfter)
+	a.ui.facts("  connections", fmt.Sprint(r.Connections), "  refused after", r.StoredAfter, "  closed after", r.ClosedAfter, "  found gone after", r.VerifiedAfter,
+		"  stored", r.StoredAt, "  closed", r.ClosedAt, "  first refused", r.RefusedAt, "  refused because", r.RefusedWhy)
+	if r.RefusedAt.IsZero() && !r.StoredAt.IsZero() {
+		a.ui.printf("  it has not tried to connect since\n")
+	}
 }

@@ -122,6 +122,8 @@ type Config struct {
 	Terms func(tx Tx, dev fleet.DeviceID) (lifetime time.Duration, ok bool, err error)
 	// Renewing, if set, hears of each step of a renewal, in the transaction that stores it.
 	Renewing func(tx Tx, at time.Time, dev fleet.DeviceID, step Step) error
+	// Revoked, if set, is called after a certificate was revoked by somebody's order. It must not block.
+	Revoked func()
 	// Committed, if set, is called after a transaction that may have put something into the outbox. It must not block.
 	Committed func()
 }
@@ -161,6 +163,9 @@ func New(c Config) (*Enroller, error) {
 	}
 	if c.Committed == nil {
 		c.Committed = func() {}
+	}
+	if c.Revoked == nil {
+		c.Revoked = func() {}
 	}
 	if c.Terms == nil {
 		c.Terms = func(Tx, fleet.DeviceID) (time.Duration, bool, error) { return 0, false, nil }

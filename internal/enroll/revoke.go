@@ -49,6 +49,7 @@ func (e *Enroller) Revoke(ctx context.Context, at time.Time, s fleet.Serial, rea
 	}
 	r.Stored = time.Since(start)
 	e.c.Committed()
+	e.c.Revoked()
 	list, mine, err := e.claimClosings(ctx, func(c pki.Closing) bool { return c.Device == r.Certificate.Device })
 	if err != nil {
 		return r, err

@@ -483,6 +483,7 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("issueCertificate", "POST", "/devices/d000/certificates", api.CertificateRequest{CSR: csr}).decode(t, &cert)
 	do("renewCertificates", "POST", "/certificates/renewals", `{"devices":["d000"]}`)
 	do("renewServerCertificate", "POST", "/server-certificates/ops/renewal", nil)
+	do("signRevocationList", "POST", "/revocation-lists/"+string(w.Issuer.ID()), nil)
 	do("publishTrustBundle", "POST", "/trust/bundle", api.NewTrustBundle{RootsPEM: string(w.Trust)})
 	do("setCertificatePolicy", "PUT", "/certificates/policy", `{"lifetime":"1440h"}`)
 	do("revokeCertificate", "POST", "/certificates/"+cert.Serial+"/revocation", `{}`)

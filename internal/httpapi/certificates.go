@@ -109,10 +109,16 @@ func (s *Server) revokeCertificate(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return ok(api.RevocationReport{
+	out := api.RevocationReport{
 		Certificate: showCertificate(r.Certificate), Connections: r.Live, Clean: r.Clean, Detail: r.Detail,
-		StoredAfter: took(r.Stored), ClosedAfter: took(r.Closed), VerifiedAfter: took(r.Verified),
-	})
+		StoredAfter: took(r.Stored), ClosedAfter: took(r.Closed), VerifiedAfter: took(r.Verified), StoredAt: r.Certificate.RevokedAt, ClosedAt: r.Certificate.ClosedAt,
+	}
+	if s.c.Refusal != nil {
+		if why, at, did := s.c.Refusal(r.Certificate.Device); did && !at.Before(r.Certificate.RevokedAt) {
+			out.RefusedAt, out.RefusedWhy = at, why
+		}
+	}
+	return ok(out)
 }
 
 // took shows how long a step took, empty if it was not done.

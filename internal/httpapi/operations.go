@@ -49,6 +49,9 @@ var operations = []operation{
 	{id: "getCertificate", method: http.MethodGet, path: "/certificates/:serial", role: access.Viewer, do: (*Server).getCertificate},
 	{id: "revokeCertificate", method: http.MethodPost, path: "/certificates/:serial/revocation", role: access.Operator, body: jsonBody, do: (*Server).revokeCertificate},
 
+	{id: "listRevocationLists", method: http.MethodGet, path: "/revocation-lists", role: access.Viewer, do: (*Server).listRevocationLists},
+	{id: "getRevocationList", method: http.MethodGet, path: "/revocation-lists/:issuer", role: access.Viewer, do: (*Server).getRevocationList},
+	{id: "signRevocationList", method: http.MethodPost, path: "/revocation-lists/:issuer", role: access.Operator, do: (*Server).signRevocationList},
 	{id: "getTrust", method: http.MethodGet, path: "/trust", role: access.Viewer, do: (*Server).getTrust},
 	{id: "getTrustBundle", method: http.MethodGet, path: "/trust/bundle", role: access.Viewer, do: (*Server).getTrustBundle},
 	{id: "publishTrustBundle", method: http.MethodPost, path: "/trust/bundle", role: access.Admin, body: jsonBody, do: (*Server).publishTrustBundle},

@@ -79,6 +79,14 @@ type (
 		SetPolicy(ctx context.Context, at time.Time, t pki.Terms, force bool, by string) (pki.Policy, pki.Impact, error)
 	}
 
+	// Lists are the revocation lists. It is revocation's use case.
+	Lists interface {
+		All(ctx context.Context) ([]pki.List, error)
+		List(ctx context.Context, id pki.IssuerID) (pki.List, error)
+		// SignNow signs a new one and writes who asked for it into the audit trail.
+		SignNow(ctx context.Context, at time.Time, id pki.IssuerID, by string) (pki.List, error)
+	}
+
 	// TrustBundles is trust's use case.
 	TrustBundles interface {
 		Current(ctx context.Context) (pki.Published, error)

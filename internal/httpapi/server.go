@@ -18,6 +18,7 @@ import (
 
 	"muster/api"
 	"muster/internal/access"
+	"muster/internal/fleet"
 )
 
 // Config of a Server. All fields are needed except where a comment says otherwise.
@@ -29,10 +30,13 @@ type Config struct {
 	Expiries     Expiries
 	Recovery     Recovery
 	TrustBundles TrustBundles
-	Firmware     Firmware
-	Rollouts     Rollouts
-	Quarantine   Quarantine
-	Operators    Operators
+	Lists        Lists
+	// Refusal tells why the broker last refused a device, if it did; may be nil.
+	Refusal    func(fleet.DeviceID) (why string, at time.Time, ok bool)
+	Firmware   Firmware
+	Rollouts   Rollouts
+	Quarantine Quarantine
+	Operators  Operators
 
 	Trust     func(context.Context) ([]byte, error) // the root certificates that devices need, PEM
 	TrustKey  *ecdsa.PublicKey                      // by which devices check new trust bundles
@@ -74,7 +78,7 @@ func newServer(c Config, ops []operation) (*Server, error) {
 	for name, missing := range map[string]bool{
 		"Devices": c.Devices == nil, "Doors": c.Doors == nil, "Certificates": c.Certificates == nil, "Servers": c.Servers == nil, "Expiries": c.Expiries == nil, "Recovery": c.Recovery == nil,
 		"Firmware": c.Firmware == nil, "Rollouts": c.Rollouts == nil, "Quarantine": c.Quarantine == nil, "Operators": c.Operators == nil,
-		"Trust": c.Trust == nil, "TrustKey": c.TrustKey == nil, "TrustBundles": c.TrustBundles == nil, "Log": c.Log == nil, "MaxImage": c.MaxImage <= 0,
+		"Trust": c.Trust == nil, "TrustKey": c.TrustKey == nil, "TrustBundles": c.TrustBundles == nil, "Lists": c.Lists == nil, "Log": c.Log == nil, "MaxImage": c.MaxImage <= 0,
 	} {
 		if missing {
 			return nil, fmt.Errorf("httpapi: Config.%s is missing", name)

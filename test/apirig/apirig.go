@@ -33,6 +33,7 @@ import (
 	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/recovery"
+	"muster/internal/revocation"
 	"muster/internal/store/bolt"
 	"muster/internal/store/storetest"
 	"muster/internal/trust"
@@ -52,6 +53,7 @@ type Rig struct {
 	Tokens   map[access.Role]string // one for each role, named t-<role>
 	Trust    []byte                 // what devices trust, PEM
 	TrustKey *ecdsa.PrivateKey      // signs trust bundles
+	Issuer   pki.Issuer             // of device certificates
 	Log      *Log
 }
 
@@ -96,6 +98,11 @@ func New(t testing.TB) *Rig {
 	})
 	r.Trust = h.TrustBundle()
 	roots := []*x509.Certificate{h.Root.Cert, h.Spare.Cert}
+	r.Issuer = pki.Issuer{Cert: h.Device.Cert, Key: h.Device.Key}
+	lists := revocation.New(revocation.Config{
+		Update: Use[revocation.Tx](db.Update), View: Use[revocation.Tx](db.View), Log: log,
+		Issuers: func() []pki.Issuer { return []pki.Issuer{r.Issuer} },
+	})
 	r.TrustKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +119,7 @@ func New(t testing.TB) *Rig {
 		Servers: servers, Expiries: table,
 		Devices: inventory.New(inventory.Config{Update: Use[inventory.Tx](db.Update), View: Use[inventory.Tx](db.View)}),
 		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access,
-		TrustBundles: bundles, TrustKey: &r.TrustKey.PublicKey,
+		TrustBundles: bundles, TrustKey: &r.TrustKey.PublicKey, Lists: lists,
 		Firmware:  ota.New(ota.Config{Update: Use[ota.Tx](db.Update), View: Use[ota.Tx](db.View), Images: images, MaxImage: MaxImage}),
 		Trust:     func(context.Context) ([]byte, error) { return r.Trust, nil },
 		Endpoints: api.Endpoints{MQTT: "broker.example.com:8883", FallbackMQTT: "broker.example.com:8884", HTTPS: "muster.example.com:8443", RecoveryHTTPS: "muster.example.com:8444"},

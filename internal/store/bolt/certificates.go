@@ -38,17 +38,17 @@ func (tx *Tx) PutCertificate(c pki.Certificate) error {
 }
 
 // certIndexes are the indexes of certificates, in the order of what certIndex returns. Their values are serials.
-var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue}
+var certIndexes = [][]byte{bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked}
 
-// certDue is the place of bucketCertsDue among them.
-const certDue = 5
+// Places of two of them.
+const certDue, certRevoked = 5, 6
 
 // certIndex returns the keys under which c stands in each of certIndexes.
 func certIndex(c pki.Certificate) [][][]byte {
 	serial := []byte(c.Serial)
 	byDevice := [][]byte{join(text(c.Device), beTime(c.IntendedAt), serial)}
 	byKey := [][]byte{join(text(c.KeyHash), serial)}
-	var byEnd, intended, replaced, due [][]byte
+	var byEnd, intended, replaced, due, revoked [][]byte
 	switch c.State {
 	case pki.Issued, pki.Active, pki.Superseded:
 		byEnd = [][]byte{join(beTime(c.NotAfter), serial)}
@@ -61,7 +61,10 @@ func certIndex(c pki.Certificate) [][][]byte {
 	if c.State.Live() {
 		due = [][]byte{join(beTime(pki.RenewAt(c, c.Device)), serial)}
 	}
-	return [][][]byte{byDevice, byKey, byEnd, intended, replaced, due}
+	if c.State == pki.Revoked && len(c.Chain) > 0 { // an intent that was revoked exists nowhere
+		revoked = [][]byte{join(beTime(c.NotAfter), serial)}
+	}
+	return [][][]byte{byDevice, byKey, byEnd, intended, replaced, due, revoked}
 }
 
 // certificatesIn returns the certificates that an index names, until stop returns true for a key.

@@ -25,6 +25,8 @@ var (
 	bucketCertsIntended = []byte("certs-intended")  // be64 intended-at · serial
 	bucketCertsReplaced = []byte("certs-replaced")  // be64 superseded-at · serial, of superseded ones
 	bucketCertsDue      = []byte("certs-due")       // be64 moment of renewal · serial, of issued and active ones
+	bucketCertsRevoked  = []byte("certs-revoked")   // be64 not-after · serial, of revoked ones
+	bucketLists         = []byte("crls")            // issuer
 	bucketRequests      = []byte("requests")        // id
 	bucketClosings      = []byte("closings")        // broker user
 	bucketTrust         = []byte("trust")           // be64 version of a trust bundle
@@ -59,7 +61,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments,
 	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
@@ -77,7 +79,7 @@ var migrations = []func(*bbolt.Tx) error{toSchema2}
 // migrate creates what a new store needs and upgrades an old one, all in one transaction. A store of a newer muster is
 // refused: going back needs the backup made before the upgrade.
 func migrate(b *bbolt.Tx) error {
-	noneDue := b.Bucket(bucketCertsDue) == nil
+	noneDue, noneRevoked := b.Bucket(bucketCertsDue) == nil, b.Bucket(bucketCertsRevoked) == nil
 	for _, name := range allBuckets {
 		if _, err := b.CreateBucketIfNotExists(name); err != nil {
 			return err
@@ -101,6 +103,11 @@ func migrate(b *bbolt.Tx) error {
 	if noneDue {
 		if err := fillCertsDue(b); err != nil {
 			return fmt.Errorf("index of renewals: %w", err)
+		}
+	}
+	if noneRevoked {
+		if err := fillCertsRevoked(b); err != nil {
+			return fmt.Errorf("index of revoked certificates: %w", err)
 		}
 	}
 	return meta.Put(keySchema, be64(have))

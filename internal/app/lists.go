@@ -1,0 +1,23 @@
+package app
+
+import (
+	"context"
+	"time"
+
+	"muster/internal/expiry"
+	"muster/internal/revocation"
+)
+
+// expiringLists are the revocation lists: who checks certificates by one that has ended believes none.
+func expiringLists(l *revocation.Lists) func(context.Context, time.Time) ([]expiry.Item, error) {
+	return func(ctx context.Context, _ time.Time) (out []expiry.Item, err error) {
+		lists, err := l.All(ctx)
+		for _, list := range lists {
+			out = append(out, expiry.Item{
+				Name: string(list.Issuer), Kind: "crl", NotBefore: list.At, NotAfter: list.Next, Renews: list.At.Add(24 * time.Hour),
+				Fix: "see why musterd does not sign it any more: muster certs crl --issuer " + string(list.Issuer) + " --sign-now",
+			})
+		}
+		return out, err
+	}
+}
