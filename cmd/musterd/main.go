@@ -16,6 +16,7 @@ import (
 
 	"muster/internal/app"
 	"muster/internal/config"
+	"muster/internal/fleet"
 	"muster/internal/obs"
 )
 
@@ -106,6 +107,9 @@ func serveCommand(s *settings) *cobra.Command {
 			}
 			log := obs.Logger(os.Stderr, c.Log.Level, c.Log.Format)
 			a, err := app.New(c, version, log)
+			if fleet.Is(err, fleet.Invalid) { // another start would not help, and could lock a token whose PIN is wrong
+				return config.Errors{err.Error()}
+			}
 			if err != nil {
 				return err
 			}
@@ -142,63 +146,129 @@ func serveCommand(s *settings) *cobra.Command {
 	}
 }
 
+// initFlags are what musterd init was told.
+type initFlags struct {
+	dir, tokenFile         string
+	names, roots, imported []string
+	ifMissing, createKeys  bool
+}
+
+const initLong = `Makes everything that a new musterd needs, in an empty directory. The roots of its CA are made with it; take root.key and
+spare-root.key away, musterd does not need them.
+
+With roots on a machine of their own (muster ca root), it is done in two steps:
+  musterd init --data-dir DIR --root-certs root.crt,spare-root.crt
+  (sign DIR/init/device-ca.csr and server-ca.csr there)
+  musterd init --data-dir DIR --import device-ca.crt,server-ca.crt
+
+The keys of the CA's intermediates are encrypted files, or lie in a key manager: --set pki.device_key=URI --set pki.server_key=URI. With
+--create-keys they are made there. The URIs go to the settings file.`
+
 func initCommand(s *settings, out io.Writer) *cobra.Command {
-	var dir, tokenFile string
-	var names []string
-	var ifMissing bool
+	var f initFlags
 	cmd := &cobra.Command{
-		Use: "init --data-dir DIR", Short: "make CA, certificates, secrets, the first admin token and the broker's configuration", Args: noArgs,
+		Use: "init --data-dir DIR", Short: "make CA, certificates, secrets, the first admin token and the broker's configuration", Args: noArgs, Long: initLong,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			sets := append([]string{}, s.sets...)
-			if dir != "" {
-				abs, err := filepath.Abs(dir)
-				if err != nil {
-					return err
-				}
-				sets = append(sets, "data_dir="+abs)
-			}
-			c, err := config.Load(s.file, os.Environ(), sets)
+			c, err := f.settings(s)
 			if err != nil {
 				return err
 			}
-			if _, err := os.Stat(filepath.Join(c.DataDir, app.FileConfig)); err == nil && ifMissing {
+			if _, err := os.Stat(filepath.Join(c.DataDir, app.FileConfig)); err == nil && f.ifMissing {
 				fmt.Fprintf(out, "%s holds a muster already: nothing to do\n", c.DataDir)
 				return nil
 			}
-			if tokenFile != "" {
-				if _, err := os.Lstat(tokenFile); err == nil {
-					return fmt.Errorf("%s exists: name a new file for the token", tokenFile)
+			if f.tokenFile != "" {
+				if _, err := os.Lstat(f.tokenFile); err == nil {
+					return fmt.Errorf("%s exists: name a new file for the token", f.tokenFile)
 				}
 			}
-			if host, err := os.Hostname(); err == nil && len(names) == 0 {
-				names = []string{host}
+			if host, err := os.Hostname(); err == nil && len(f.names) == 0 {
+				f.names = []string{host}
 			}
-			made, err := app.Init(cmd.Context(), c, names)
+			o := app.InitOptions{Names: f.names, CreateKeys: f.createKeys}
+			if len(f.roots) > 0 {
+				return f.prepare(cmd.Context(), c, o, out)
+			}
+			var made app.Made
+			if len(f.imported) > 0 {
+				made, err = app.ImportInit(cmd.Context(), c, f.imported)
+			} else {
+				made, err = app.InitWith(cmd.Context(), c, o)
+			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(out, "made %s\n\n", c.DataDir)
-			fmt.Fprintf(out, "  settings          %s\n", made.Config)
-			fmt.Fprintf(out, "  CA                %s   (root.key and spare-root.key: keep them offline, musterd does not need them)\n", c.Path(c.PKI.Dir))
-			fmt.Fprintf(out, "  broker            %s   (RabbitMQ's whole configuration)\n", c.Path(c.Broker.ConfigDir))
-			fmt.Fprintf(out, "  trust of clients  %s\n\n", filepath.Join(c.Path(c.PKI.Dir), "trust-bundle.pem"))
-			if tokenFile != "" {
-				if err := os.WriteFile(tokenFile, []byte(made.Token+"\n"), 0o600); err != nil {
-					return err
-				}
-				fmt.Fprintf(out, "first admin token in %s\n", tokenFile)
-			} else {
-				fmt.Fprintf(out, "first admin token, shown this once:\n\n  %s\n", made.Token)
-			}
-			fmt.Fprintf(out, "\nnext: start RabbitMQ with that configuration, then musterd serve --config %s\n", made.Config)
-			return nil
+			return f.tell(c, made, out)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "data-dir", "", "new directory for everything (default: data_dir of the settings)")
-	cmd.Flags().StringSliceVar(&names, "name", nil, "DNS name or IP address of this machine, for the server certificates; may be repeated (default: the host name)")
-	cmd.Flags().BoolVar(&ifMissing, "if-missing", false, "do nothing, and succeed, if the directory holds a muster already")
-	cmd.Flags().StringVar(&tokenFile, "token-file", "", "write the admin token into this new file instead of showing it")
+	cmd.Flags().StringVar(&f.dir, "data-dir", "", "new directory for everything (default: data_dir of the settings)")
+	cmd.Flags().StringSliceVar(&f.names, "name", nil, "DNS name or IP address of this machine, for the server certificates; may be repeated (default: the host name)")
+	cmd.Flags().BoolVar(&f.ifMissing, "if-missing", false, "do nothing, and succeed, if the directory holds a muster already")
+	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "write the admin token into this new file instead of showing it")
+	cmd.Flags().StringSliceVar(&f.roots, "root-certs", nil, "begin with an offline root: files with the certificates of root and spare root")
+	cmd.Flags().StringSliceVar(&f.imported, "import", nil, "end it: files with the certificates that the root signed")
+	cmd.Flags().BoolVar(&f.createKeys, "create-keys", false, "make the keys that pki.device_key and pki.server_key name")
+	cmd.MarkFlagsMutuallyExclusive("root-certs", "import")
+	cmd.MarkFlagsMutuallyExclusive("create-keys", "import")
+	cmd.MarkFlagsMutuallyExclusive("name", "import")
 	return cmd
+}
+
+// settings loads the settings: those of the first step where this is the second.
+func (f *initFlags) settings(s *settings) (config.Config, error) {
+	sets := append([]string{}, s.sets...)
+	if f.dir != "" {
+		abs, err := filepath.Abs(f.dir)
+		if err != nil {
+			return config.Config{}, err
+		}
+		sets = append(sets, "data_dir="+abs)
+	}
+	c, err := config.Load(s.file, os.Environ(), sets)
+	if err != nil || len(f.imported) == 0 {
+		return c, err
+	}
+	pending, err := app.PendingConfig(c.DataDir)
+	if err != nil {
+		return c, err
+	}
+	return config.Load(pending, os.Environ(), sets)
+}
+
+func (f *initFlags) prepare(ctx context.Context, c config.Config, o app.InitOptions, out io.Writer) error {
+	made, err := app.PrepareInit(ctx, c, o, f.roots)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "made the keys of the CA in %s; their certificates are missing\n", c.DataDir)
+	for _, r := range made {
+		fmt.Fprintf(out, "\n  request     %s\n  key sha256  %s   (compare it where it is signed)\n  sign it     muster ca root sign --root DIR --csr %s --profile %s --out %s.crt\n",
+			r.File, r.KeyHash, filepath.Base(r.File), r.Profile, r.Profile)
+	}
+	fmt.Fprintf(out, "\nnext: musterd init --data-dir %s --import device-ca.crt,server-ca.crt\n", c.DataDir)
+	return nil
+}
+
+func (f *initFlags) tell(c config.Config, made app.Made, out io.Writer) error {
+	fmt.Fprintf(out, "made %s\n\n", c.DataDir)
+	fmt.Fprintf(out, "  settings          %s\n", made.Config)
+	if len(f.imported) > 0 {
+		fmt.Fprintf(out, "  CA                %s   (its root is elsewhere)\n", c.Path(c.PKI.Dir))
+	} else {
+		fmt.Fprintf(out, "  CA                %s   (root.key and spare-root.key: keep them offline, musterd does not need them)\n", c.Path(c.PKI.Dir))
+	}
+	fmt.Fprintf(out, "  broker            %s   (RabbitMQ's whole configuration)\n", c.Path(c.Broker.ConfigDir))
+	fmt.Fprintf(out, "  trust of clients  %s\n\n", filepath.Join(c.Path(c.PKI.Dir), "trust-bundle.pem"))
+	if f.tokenFile != "" {
+		if err := os.WriteFile(f.tokenFile, []byte(made.Token+"\n"), 0o600); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "first admin token in %s\n", f.tokenFile)
+	} else {
+		fmt.Fprintf(out, "first admin token, shown this once:\n\n  %s\n", made.Token)
+	}
+	fmt.Fprintf(out, "\nnext: start RabbitMQ with that configuration, then musterd serve --config %s\n", made.Config)
+	return nil
 }
 
 func configCommand(s *settings, out io.Writer) *cobra.Command {

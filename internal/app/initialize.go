@@ -24,6 +24,7 @@ import (
 	"muster/internal/access"
 	"muster/internal/broker/brokerconf"
 	"muster/internal/ca"
+	"muster/internal/ca/keystore"
 	"muster/internal/config"
 	"muster/internal/store/bolt"
 )
@@ -48,59 +49,90 @@ type Made struct {
 	Files  []string
 }
 
-// Init makes everything that a new musterd needs, in its data directory: CA, server certificates for the broker and for
-// every HTTPS listener, secrets, the store with the first admin token, settings, and the broker's configuration. names
-// are the DNS names and IP addresses under which devices and operators reach this machine. It refuses a directory that
-// holds a muster already, and what it made is complete or gone.
-func Init(ctx context.Context, c config.Config, names []string) (made Made, err error) {
-	dir := c.DataDir
-	if _, err := os.Stat(filepath.Join(dir, FileConfig)); err == nil {
-		return Made{}, fmt.Errorf("%s holds a muster already: choose another directory, or move it away", dir)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Made{}, err
-	}
-	if len(entries) > 0 {
-		return Made{}, fmt.Errorf("%s is not empty: choose a new directory", dir)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// InitOptions say what Init cannot know.
+type InitOptions struct {
+	Names      []string // DNS names and IP addresses under which devices and operators reach this machine
+	CreateKeys bool     // make the keys that pki.device_key and pki.server_key name, in their key manager
+}
+
+// Init is InitWith for a CA of its own, its keys in files.
+func Init(ctx context.Context, c config.Config, names []string) (Made, error) {
+	return InitWith(ctx, c, InitOptions{Names: names})
+}
+
+// InitWith makes everything that a new musterd needs, in its data directory: CA, server certificates for the broker and
+// for every HTTPS listener, secrets, the store with the first admin token, settings, and the broker's configuration. It
+// refuses a directory that holds a muster already, and what it made is complete or gone; only keys that it made in a key
+// manager stay.
+func InitWith(ctx context.Context, c config.Config, o InitOptions) (made Made, err error) {
+	clear, err := freshDir(c.DataDir)
+	if err != nil {
 		return Made{}, err
 	}
 	defer func() {
-		if err != nil { // the directory was empty: nothing but our own goes
-			left, _ := os.ReadDir(dir)
-			for _, e := range left {
-				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-			}
+		if err != nil {
+			err = errors.Join(err, clear())
 		}
 	}()
 	if err := makeSecrets(&c); err != nil {
 		return Made{}, err
 	}
-	hierarchy, err := makeCA(&c)
+	hierarchy, err := makeCA(ctx, &c, o)
 	if err != nil {
 		return Made{}, err
 	}
-	if err := makeServerCertificates(&c, hierarchy, names); err != nil {
-		return Made{}, err
-	}
-	if made.Token, err = firstToken(ctx, &c); err != nil {
-		return Made{}, err
-	}
-	if _, err := WriteBrokerConfig(&c, c.Path(c.Broker.ConfigDir)); err != nil {
-		return Made{}, err
-	}
-	made.Config = filepath.Join(dir, FileConfig)
-	if err := writeNew(made.Config, []byte(c.Render(configs.Musterd)), 0o600); err != nil {
-		return Made{}, err
-	}
-	return made, nil
+	defer func() { err = errors.Join(err, hierarchy.Close()) }()
+	return complete(ctx, &c, hierarchy, o.Names)
 }
 
-// makeSecrets draws every secret: 256 random bits each.
+// freshDir makes the data directory, which must be empty or not there; clear empties it again.
+func freshDir(dir string) (clear func() error, err error) {
+	if _, err := os.Stat(filepath.Join(dir, FileConfig)); err == nil {
+		return nil, fmt.Errorf("%s holds a muster already: choose another directory, or move it away", dir)
+	}
+	if _, err := os.Stat(filepath.Join(dir, dirInit)); err == nil {
+		return nil, fmt.Errorf("%s waits for the certificates of its CA: have the requests in %s signed, then musterd init --import", dir, filepath.Join(dir, dirInit))
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if len(entries) > 0 {
+		return nil, fmt.Errorf("%s is not empty: choose a new directory", dir)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return func() error { // the directory was empty: nothing but our own goes
+		left, err := os.ReadDir(dir)
+		for _, e := range left {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+		return err
+	}, nil
+}
+
+// complete makes what needs the CA. The settings come last: with them, there is a muster.
+func complete(ctx context.Context, c *config.Config, hierarchy *ca.Hierarchy, names []string) (made Made, err error) {
+	if err := makeServerCertificates(c, hierarchy, names); err != nil {
+		return Made{}, err
+	}
+	if made.Token, err = firstToken(ctx, c); err != nil {
+		return Made{}, err
+	}
+	if _, err := WriteBrokerConfig(c, c.Path(c.Broker.ConfigDir)); err != nil {
+		return Made{}, err
+	}
+	made.Config = filepath.Join(c.DataDir, FileConfig)
+	return made, writeNew(made.Config, []byte(c.Render(configs.Musterd)), 0o600)
+}
+
+// makeSecrets draws every secret that is not there: 256 random bits each.
 func makeSecrets(c *config.Config) error {
 	for _, file := range []string{c.PKI.PassphraseFile, c.Broker.PasswordFile, c.Broker.MonitorFile, c.Broker.AdminFile} {
+		if _, err := os.Stat(c.Path(file)); err == nil {
+			continue // brought along: the data directory is empty, so it lies elsewhere
+		}
 		var raw [32]byte
 		_, _ = rand.Read(raw[:]) // never fails (crypto/rand)
 		if err := writeNew(c.Path(file), []byte(base64.RawURLEncoding.EncodeToString(raw[:])+"\n"), 0o600); err != nil {
@@ -110,19 +142,49 @@ func makeSecrets(c *config.Config) error {
 	return nil
 }
 
-func makeCA(c *config.Config) (*ca.Hierarchy, error) {
+// makeKeys makes the keys of the intermediates that are to be in a key manager, which may give them names of its own.
+func makeKeys(ctx context.Context, c *config.Config, passphrase []byte) error {
+	if c.PKI.DeviceKey == "" && c.PKI.ServerKey == "" {
+		return errors.New("--create-keys makes keys in a key manager: name them with --set pki.device_key=… and --set pki.server_key=…")
+	}
+	for key, ref := range map[string]*string{"pki.device_key": &c.PKI.DeviceKey, "pki.server_key": &c.PKI.ServerKey} {
+		if *ref == "" {
+			continue
+		}
+		made, err := keystore.Create(ctx, *ref, passphrase)
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		*ref = made
+	}
+	return nil
+}
+
+func keysOf(c *config.Config) ca.Keys {
+	return ca.Keys{Device: c.PKI.DeviceKey, Server: c.PKI.ServerKey}
+}
+
+func makeCA(ctx context.Context, c *config.Config, o InitOptions) (*ca.Hierarchy, error) {
 	passphrase, err := c.Secret(c.PKI.PassphraseFile)
 	if err != nil {
 		return nil, err
 	}
-	h, err := ca.Create(ca.CreateOptions{At: time.Now()})
+	if o.CreateKeys {
+		if err := makeKeys(ctx, c, []byte(passphrase)); err != nil {
+			return nil, err
+		}
+	}
+	h, err := ca.CreateIn(ctx, ca.CreateOptions{At: time.Now()}, keysOf(c), []byte(passphrase))
 	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(c.Path(c.PKI.Dir)), 0o700); err != nil {
-		return nil, err
+		return nil, errors.Join(err, h.Close())
 	}
-	return h, ca.Write(h, c.Path(c.PKI.Dir), []byte(passphrase))
+	if err := ca.Write(h, c.Path(c.PKI.Dir), []byte(passphrase)); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
 }
 
 // makeServerCertificates makes a certificate for each server, all for the same names.

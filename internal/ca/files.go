@@ -121,7 +121,7 @@ func Load(dir string, passphrase []byte) (*Hierarchy, error) {
 
 // LoadWith reads a hierarchy from its folder and checks that its parts belong together. The keys of the roots may be
 // missing: they are kept offline. Those of the two intermediates may not. Errors say which file or key is wrong and what
-// to do; one of a key manager that does not answer is Unavailable. Close lets go of the key managers.
+// to do. A key manager that does not answer is none: see Check. Close lets go of the key managers.
 func LoadWith(ctx context.Context, dir string, passphrase []byte, keys Keys) (_ *Hierarchy, err error) {
 	h := &Hierarchy{}
 	defer func() {
@@ -139,7 +139,12 @@ func LoadWith(ctx context.Context, dir string, passphrase []byte, keys Keys) (_ 
 			continue // muster signs with the intermediates only
 		}
 		ref := map[string]string{fileDevice: keys.Device, fileServer: keys.Server}[name]
-		if p.Key, err = OpenKey(ctx, filepath.Join(dir, name+extKey), ref, passphrase); err != nil {
+		p.Key, err = OpenKey(ctx, filepath.Join(dir, name+extKey), ref, passphrase)
+		if public, ok := cert.PublicKey.(*ecdsa.PublicKey); ok && ref != "" && fleet.Is(err, fleet.Unavailable) {
+			// Devices must be let in while a key manager is away: only signing waits for it.
+			p.Key, err = keystore.Later(ref, passphrase, public)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -3,16 +3,19 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"time"
 
 	"muster/internal/ca/ceremony"
+	"muster/internal/ca/keystore"
 	"muster/internal/fleet"
 	"muster/internal/pki"
 )
@@ -76,6 +79,29 @@ func CreateWith(o CreateOptions, device, server crypto.Signer) (*Hierarchy, erro
 		return nil, err
 	}
 	return h, h.Server.signBy(root, ceremony.ServerCA, ceremony.Terms{At: o.At, Name: o.Name + " servers 1", Life: o.IntermediateLife})
+}
+
+// CreateIn is Create with the keys that keys names. The caller closes the hierarchy.
+func CreateIn(ctx context.Context, o CreateOptions, keys Keys, passphrase []byte) (*Hierarchy, error) {
+	var given Hierarchy
+	for p, ref := range map[*Pair]string{&given.Device: keys.Device, &given.Server: keys.Server} {
+		if ref == "" {
+			continue
+		}
+		key, err := keystore.Open(ctx, ref, passphrase)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("ca: %w", err), given.Close())
+		}
+		p.Key = key
+	}
+	h, err := CreateWith(o, given.Device.Key, given.Server.Key)
+	if err == nil {
+		err = h.check()
+	}
+	if err != nil {
+		return nil, errors.Join(err, given.Close())
+	}
+	return h, nil
 }
 
 // makeKey gives p a key if it has none.

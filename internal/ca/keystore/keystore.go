@@ -127,6 +127,7 @@ type Key struct {
 	signer crypto.Signer // guarded by mu; nil after a failure: opened again by the next call
 	closer io.Closer     // guarded by mu
 	closed bool          // guarded by mu
+	barred error         // guarded by mu; why it is not opened again: a token locks itself after some wrong PINs
 }
 
 // Open returns the key that ref names; a softkms one is a file that the passphrase decrypts. It must be EC P-256 or P-384.
@@ -138,6 +139,18 @@ func Open(ctx context.Context, ref string, passphrase []byte) (*Key, error) {
 	return newKey(ctx, ref, func() (crypto.Signer, io.Closer, error) { return openSigner(ref, passphrase) }, Timeout)
 }
 
+// Later is Open for a key manager that may be away at this moment: the key is opened when it has to sign. public is what it
+// must turn out to be.
+func Later(ref string, passphrase []byte, public *ecdsa.PublicKey) (*Key, error) {
+	if err := Check(ref); err != nil {
+		return nil, err
+	}
+	return &Key{
+		ref: Show(ref), public: public, timeout: Timeout, calls: make(chan struct{}, maxCalls),
+		open: func() (crypto.Signer, io.Closer, error) { return openSigner(ref, passphrase) },
+	}, nil
+}
+
 // openSigner asks the key manager. Its context is not that of a caller: cloud clients keep it for their later calls.
 func openSigner(ref string, passphrase []byte) (crypto.Signer, io.Closer, error) {
 	if p := path(ref); p != "" {
@@ -145,6 +158,9 @@ func openSigner(ref string, passphrase []byte) (crypto.Signer, io.Closer, error)
 		return signer, nil, err
 	}
 	m, err := kms.New(context.Background(), apiv1.Options{URI: ref})
+	if err != nil && strings.Contains(err.Error(), "CKR_PIN") {
+		return nil, nil, fleet.Wrap(fleet.Invalid, masked{err}, "the PIN of %s is refused: check pin-source before the token locks itself, then start again", Show(ref))
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -199,7 +215,7 @@ func (k *Key) call(ctx context.Context, f func() error) error {
 	}()
 	select {
 	case err := <-done:
-		if err == nil || fleet.Is(err, fleet.Invalid) {
+		if err == nil || fleet.Is(err, fleet.Invalid) { // an operator's to mend
 			return err
 		}
 		return fleet.Wrap(fleet.Unavailable, masked{err}, "the key manager of %s", k.ref)
@@ -228,6 +244,9 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 		signature <- s
 		return nil
 	})
+	if fleet.Is(err, fleet.Invalid) {
+		err = fleet.Wrap(fleet.Unavailable, err, "the key cannot be used")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -237,16 +256,24 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 // current returns the signer, opened again if need be.
 func (k *Key) current() (crypto.Signer, error) {
 	k.mu.Lock()
-	signer, closed := k.signer, k.closed
+	signer, closed, barred := k.signer, k.closed, k.barred
 	k.mu.Unlock()
 	if closed {
 		return nil, errors.New("closed")
+	}
+	if barred != nil {
+		return nil, barred
 	}
 	if signer != nil {
 		return signer, nil
 	}
 	signer, closer, err := k.open() // not under mu: it may hang
 	if err != nil {
+		if fleet.Is(err, fleet.Invalid) {
+			k.mu.Lock()
+			k.barred = err
+			k.mu.Unlock()
+		}
 		return nil, err
 	}
 	if !k.public.Equal(signer.Public()) {
