@@ -68,7 +68,7 @@ func (d *Dispatcher) whyDevice(dev fleet.Device, s fleet.Status, at time.Time) (
 	case !s.Online:
 		out = append(out, Reason{Code: "offline", Blocking: true, Text: fmt.Sprintf("it is offline since %s (%s)", when(s.LostAt), ago(at, s.LostAt))})
 	case s.Vhost == wire.VhostFallback:
-		out = append(out, Reason{Code: "fallback", Blocking: true, Text: "it is connected through the fallback, without a certificate: it is updated when it is back on the devices' vhost"})
+		out = append(out, Reason{Code: "fallback", Blocking: true, Text: fmt.Sprintf("it is connected through the fallback, without a certificate: it is updated when it is back on the devices' vhost; if it is its image that keeps it away, muster recovery firmware %s VERSION", dev.ID)})
 	case s.HelloAt.IsZero() || s.HelloAt.Before(s.ConnectedAt.Add(-time.Minute)):
 		out = append(out, Reason{Code: "no-hello", Blocking: true, Text: fmt.Sprintf("it is connected since %s and has not said hello, so what it runs is not known", when(s.ConnectedAt))})
 	}

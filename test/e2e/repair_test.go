@@ -66,7 +66,10 @@ func TestRollbackReachesTheFallback(t *testing.T) {
 	s := newScene(t, shared, "backwards")
 	id := s.add(1)[0]
 	s.release("1.0.0", simdev.Good, 20_000)
-	s.run(id, func(c *simdev.Config) { c.Firmware = simdev.MakeImage("0.9.0", simdev.Good, 20_000, 7); c.Faults.Buffer = 256 })
+	s.run(id, func(c *simdev.Config) {
+		c.Firmware = simdev.MakeImage("0.9.0", simdev.Good, 20_000, 7)
+		c.Faults.Buffer = 256
+	})
 	s.await("hello answered", func() bool { return s.did(0, id, simdev.Answered) > 0 })
 	s.release("2.0.0", simdev.NoMTLS, 20_000)
 	r := read[api.Rollout](s, "rollout", "create", s.product+"-2", "--product", s.product, "--version", "2.0.0",
