@@ -200,6 +200,9 @@ func TestPresence(t *testing.T) {
 		{"in the list, its event was lost", list(31, "c1", "c2", "c3"), true, "c3"},
 		{"ends", down("c3", 40), false, "c3"},
 		{"ends, told twice", down("c3", 40), false, "c3"},
+		{"still in a list that is not settled", list(45, "c1", "c2"), false, "c3"},
+		{"an older session outlived it", list(60, "c1", "c2"), true, "c2"},
+		{"that ends, too", down("c2", 61), false, "c2"},
 	} {
 		in(t, db, step.do)
 		r, err := inv.Get(t.Context(), "d1")

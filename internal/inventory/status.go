@@ -174,6 +174,9 @@ func (inv *Inventory) reconcileOne(tx Tx, at time.Time, id fleet.DeviceID, seen 
 	switch {
 	case live && (!st.Online || st.Connection != s.Connection) && !st.ConnectedAt.After(s.At):
 		return true, inv.Connected(tx, s)
+	case live && !st.Online && at.Sub(st.LostAt) > settle:
+		// An older session outlived a newer one: somebody came to the fallback and left while the device was at the front.
+		return true, inv.Connected(tx, s)
 	case !live && st.Online && at.Sub(st.ConnectedAt) > settle:
 		st.Online, st.LostAt = false, at
 		return true, tx.PutStatus(st)
