@@ -342,6 +342,26 @@ type AuditList struct {
 	NextCursor string       `json:"next_cursor,omitempty,omitzero"`
 }
 
+// BlockedKey defines model for BlockedKey.
+type BlockedKey struct {
+	By string `json:"by"`
+
+	// Certificates Those that the key has. Not in lists.
+	Certificates []Certificate `json:"certificates,omitempty,omitzero"`
+
+	// SHA256 Of the public key (SubjectPublicKeyInfo).
+	//
+	// Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	SHA256 SHA256    `json:"sha256"`
+	Since  time.Time `json:"since"`
+	Why    string    `json:"why,omitempty,omitzero"`
+}
+
+// BlockedKeyList defines model for BlockedKeyList.
+type BlockedKeyList struct {
+	Items []BlockedKey `json:"items"`
+}
+
 // BulkReport defines model for BulkReport.
 type BulkReport struct {
 	// Changed Of those, how many were (or with dry_run would be) changed.
@@ -972,6 +992,15 @@ type Limit struct {
 	Then Reaction `json:"then,omitempty,omitzero"`
 }
 
+// NewBlockedKey defines model for NewBlockedKey.
+type NewBlockedKey struct {
+	// SHA256 Of the public key (SubjectPublicKeyInfo).
+	//
+	// Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+	SHA256 SHA256 `json:"sha256"`
+	Why    string `json:"why,omitempty,omitzero"`
+}
+
 // NewCertificatePolicy Examples: {"dry_run":true,"lifetime":"720h"}
 type NewCertificatePolicy struct {
 	DryRun bool `json:"dry_run,omitempty,omitzero"`
@@ -1511,9 +1540,17 @@ type RevocationReport struct {
 	// Detail What stands in the way, if it is not clean.
 	Detail string `json:"detail,omitempty,omitzero"`
 
+	// EndedAt When the session ended, by the word of the broker; missing if there was none, or the broker said nothing.
+	EndedAt time.Time `json:"ended_at,omitempty,omitzero"`
+
+	// LastLook When musterd looks a last time by itself, and closes what it finds.
+	LastLook time.Time `json:"last_look,omitempty,omitzero"`
+
 	// RefusedAt When the device was refused for the first time after that, if it tried while the call lasted.
-	RefusedAt  time.Time `json:"refused_at,omitempty,omitzero"`
-	RefusedWhy string    `json:"refused_why,omitempty,omitzero"`
+	RefusedAt time.Time `json:"refused_at,omitempty,omitzero"`
+
+	// RefusedWhy Why the broker was told to refuse it.
+	RefusedWhy string `json:"refused_why,omitempty,omitzero"`
 
 	// StoredAfter New connections are refused.
 	StoredAfter string `json:"stored_after,omitempty,omitzero"`
@@ -1868,6 +1905,47 @@ type ServerCertificateDoor struct {
 // ServerCertificateList defines model for ServerCertificateList.
 type ServerCertificateList struct {
 	Items []ServerCertificate `json:"items"`
+}
+
+// ShutOut What became of the connections of a device that was disabled or removed. Times count from the call; one that is missing
+// was not reached.
+type ShutOut struct {
+	// Clean No connection of the device was found at the end; if not, musterd goes on trying.
+	Clean bool `json:"clean"`
+
+	// ClosedAfter Live connections were told to close.
+	ClosedAfter string `json:"closed_after,omitempty,omitzero"`
+
+	// ClosedAt When the broker was told to close its connections.
+	ClosedAt time.Time `json:"closed_at,omitempty,omitzero"`
+
+	// Connections Sessions that were known to be open.
+	Connections int `json:"connections"`
+
+	// Detail What stands in the way, if it is not clean.
+	Detail string `json:"detail,omitempty,omitzero"`
+	Device string `json:"device"`
+
+	// EndedAt When the session ended, by the word of the broker; missing if there was none, or the broker said nothing.
+	EndedAt time.Time `json:"ended_at,omitempty,omitzero"`
+
+	// LastLook When musterd looks a last time by itself, and closes what it finds.
+	LastLook time.Time `json:"last_look,omitempty,omitzero"`
+
+	// RefusedAt When the device was refused for the first time after that, if it tried while the call lasted.
+	RefusedAt time.Time `json:"refused_at,omitempty,omitzero"`
+
+	// RefusedWhy Why the broker was told to refuse it.
+	RefusedWhy string `json:"refused_why,omitempty,omitzero"`
+
+	// StoredAfter New connections are refused.
+	StoredAfter string `json:"stored_after,omitempty,omitzero"`
+
+	// StoredAt When it was stored.
+	StoredAt time.Time `json:"stored_at,omitempty,omitzero"`
+
+	// VerifiedAfter A later look found none.
+	VerifiedAfter string `json:"verified_after,omitempty,omitzero"`
 }
 
 // SigningKey defines model for SigningKey.
@@ -2262,6 +2340,9 @@ type ListTrustDevicesParams struct {
 	Limit PageLimit `form:"limit,omitempty" json:"limit,omitempty,omitzero"`
 }
 
+// BlockKeyJSONRequestBody defines body for BlockKey for application/json ContentType.
+type BlockKeyJSONRequestBody = NewBlockedKey
+
 // SetCertificatePolicyJSONRequestBody defines body for SetCertificatePolicy for application/json ContentType.
 type SetCertificatePolicyJSONRequestBody = NewCertificatePolicy
 
@@ -2400,6 +2481,38 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /audit (the `ListAudit` operationId).
 	ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListBlockedKeys List the keys that operators blocked.
+	//
+	// Those of the file of `certificates.blocked_keys` are not among them.
+	//
+	// Corresponds with GET /blocked-keys (the `ListBlockedKeys` operationId).
+	ListBlockedKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BlockKeyWithBody Block a public key whose private half is known to others.
+	//
+	// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+	// names them. Blocking a key again changes nothing.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+	BlockKeyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BlockKey Block a public key whose private half is known to others.
+	//
+	// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+	// names them. Blocking a key again changes nothing.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+	BlockKey(ctx context.Context, body BlockKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UnblockKey Take a key from the list that was blocked by mistake.
+	//
+	// Corresponds with DELETE /blocked-keys/{key} (the `UnblockKey` operationId).
+	UnblockKey(ctx context.Context, key SHA256, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListCertificates List the certificates that end soon, soonest first.
 	//
@@ -2550,6 +2663,15 @@ type ClientInterface interface {
 	// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
 	UpdateDevices(ctx context.Context, body UpdateDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// RemoveDevice Take the device out of the fleet.
+	//
+	// Its certificates are revoked, its connections closed and looked for again, and it is forgotten, but for the records of
+	// its certificates: revocation lists need them, and no other device gets its keys. A removed device that is added again
+	// is another one. Removing twice changes nothing.
+	//
+	// Corresponds with DELETE /devices/{device} (the `RemoveDevice` operationId).
+	RemoveDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetDevice Show a device, what it last said, and its state document.
 	//
 	// Corresponds with GET /devices/{device} (the `GetDevice` operationId).
@@ -2600,7 +2722,10 @@ type ClientInterface interface {
 	// Corresponds with POST /devices/{device}/certificates (the `IssueCertificate` operationId).
 	IssueCertificate(ctx context.Context, device OnDevice, body IssueCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// DisableDevice Refuse the device at every door until it is enabled again. Its connection is closed.
+	// DisableDevice Refuse the device at every door until it is enabled again.
+	//
+	// Its connections are closed, and it is checked again that none came back. The report says how long each step took.
+	// Disabling twice changes nothing.
 	//
 	// Corresponds with POST /devices/{device}/disable (the `DisableDevice` operationId).
 	DisableDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -3102,6 +3227,78 @@ func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEdit
 	return c.Client.Do(req)
 }
 
+// ListBlockedKeys List the keys that operators blocked.
+//
+// Those of the file of `certificates.blocked_keys` are not among them.
+//
+// Corresponds with GET /blocked-keys (the `ListBlockedKeys` operationId).
+func (c *Client) ListBlockedKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListBlockedKeysRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BlockKeyWithBody Block a public key whose private half is known to others.
+//
+// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+// names them. Blocking a key again changes nothing.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+func (c *Client) BlockKeyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBlockKeyRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BlockKey Block a public key whose private half is known to others.
+//
+// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+// names them. Blocking a key again changes nothing.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+func (c *Client) BlockKey(ctx context.Context, body BlockKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBlockKeyRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UnblockKey Take a key from the list that was blocked by mistake.
+//
+// Corresponds with DELETE /blocked-keys/{key} (the `UnblockKey` operationId).
+func (c *Client) UnblockKey(ctx context.Context, key SHA256, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUnblockKeyRequest(c.Server, key)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListCertificates List the certificates that end soon, soonest first.
 //
 // Corresponds with GET /certificates (the `ListCertificates` operationId).
@@ -3431,6 +3628,25 @@ func (c *Client) UpdateDevices(ctx context.Context, body UpdateDevicesJSONReques
 	return c.Client.Do(req)
 }
 
+// RemoveDevice Take the device out of the fleet.
+//
+// Its certificates are revoked, its connections closed and looked for again, and it is forgotten, but for the records of
+// its certificates: revocation lists need them, and no other device gets its keys. A removed device that is added again
+// is another one. Removing twice changes nothing.
+//
+// Corresponds with DELETE /devices/{device} (the `RemoveDevice` operationId).
+func (c *Client) RemoveDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveDeviceRequest(c.Server, device)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetDevice Show a device, what it last said, and its state document.
 //
 // Corresponds with GET /devices/{device} (the `GetDevice` operationId).
@@ -3541,7 +3757,10 @@ func (c *Client) IssueCertificate(ctx context.Context, device OnDevice, body Iss
 	return c.Client.Do(req)
 }
 
-// DisableDevice Refuse the device at every door until it is enabled again. Its connection is closed.
+// DisableDevice Refuse the device at every door until it is enabled again.
+//
+// Its connections are closed, and it is checked again that none came back. The report says how long each step took.
+// Disabling twice changes nothing.
 //
 // Corresponds with POST /devices/{device}/disable (the `DisableDevice` operationId).
 func (c *Client) DisableDevice(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4795,6 +5014,107 @@ func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request,
 	return req, nil
 }
 
+// NewListBlockedKeysRequest constructs an http.Request for the ListBlockedKeys method
+func NewListBlockedKeysRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/blocked-keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewBlockKeyRequest calls the generic BlockKey builder with application/json body
+func NewBlockKeyRequest(server string, body BlockKeyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewBlockKeyRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewBlockKeyRequestWithBody constructs an http.Request for the BlockKey method, with any body, and a specified content type
+func NewBlockKeyRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/blocked-keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewUnblockKeyRequest constructs an http.Request for the UnblockKey method
+func NewUnblockKeyRequest(server string, key SHA256) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/blocked-keys/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListCertificatesRequest constructs an http.Request for the ListCertificates method
 func NewListCertificatesRequest(server string, params *ListCertificatesParams) (*http.Request, error) {
 	var err error
@@ -5356,6 +5676,40 @@ func NewUpdateDevicesRequestWithBody(server string, contentType string, body io.
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRemoveDeviceRequest constructs an http.Request for the RemoveDevice method
+func NewRemoveDeviceRequest(server string, device OnDevice) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "device", device, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/devices/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -7921,6 +8275,42 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /audit (the `ListAudit` operationId).
 	ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error)
 
+	// ListBlockedKeysWithResponse List the keys that operators blocked.
+	//
+	// Those of the file of `certificates.blocked_keys` are not among them.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /blocked-keys (the `ListBlockedKeys` operationId).
+	ListBlockedKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListBlockedKeysResponse, error)
+
+	// BlockKeyWithBodyWithResponse Block a public key whose private half is known to others.
+	//
+	// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+	// names them. Blocking a key again changes nothing.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+	BlockKeyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BlockKeyResponse, error)
+
+	// BlockKeyWithResponse Block a public key whose private half is known to others.
+	//
+	// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+	// names them. Blocking a key again changes nothing.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+	BlockKeyWithResponse(ctx context.Context, body BlockKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*BlockKeyResponse, error)
+
+	// UnblockKeyWithResponse Take a key from the list that was blocked by mistake.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /blocked-keys/{key} (the `UnblockKey` operationId).
+	UnblockKeyWithResponse(ctx context.Context, key SHA256, reqEditors ...RequestEditorFn) (*UnblockKeyResponse, error)
+
 	// ListCertificatesWithResponse List the certificates that end soon, soonest first.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -8082,6 +8472,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /devices/bulk-update (the `UpdateDevices` operationId).
 	UpdateDevicesWithResponse(ctx context.Context, body UpdateDevicesJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateDevicesResponse, error)
 
+	// RemoveDeviceWithResponse Take the device out of the fleet.
+	//
+	// Its certificates are revoked, its connections closed and looked for again, and it is forgotten, but for the records of
+	// its certificates: revocation lists need them, and no other device gets its keys. A removed device that is added again
+	// is another one. Removing twice changes nothing.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /devices/{device} (the `RemoveDevice` operationId).
+	RemoveDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*RemoveDeviceResponse, error)
+
 	// GetDeviceWithResponse Show a device, what it last said, and its state document.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -8136,7 +8537,10 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /devices/{device}/certificates (the `IssueCertificate` operationId).
 	IssueCertificateWithResponse(ctx context.Context, device OnDevice, body IssueCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*IssueCertificateResponse, error)
 
-	// DisableDeviceWithResponse Refuse the device at every door until it is enabled again. Its connection is closed.
+	// DisableDeviceWithResponse Refuse the device at every door until it is enabled again.
+	//
+	// Its connections are closed, and it is checked again that none came back. The report says how long each step took.
+	// Disabling twice changes nothing.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -8763,6 +9167,143 @@ func (r ListAuditResponse) ContentType() string {
 	return ""
 }
 
+type ListBlockedKeysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BlockedKeyList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListBlockedKeysResponse) GetJSON200() *BlockedKeyList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListBlockedKeysResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListBlockedKeysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListBlockedKeysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListBlockedKeysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListBlockedKeysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type BlockKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BlockedKey
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r BlockKeyResponse) GetJSON200() *BlockedKey {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r BlockKeyResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r BlockKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r BlockKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r BlockKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r BlockKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UnblockKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UnblockKeyResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UnblockKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UnblockKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UnblockKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UnblockKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListCertificatesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -9346,6 +9887,54 @@ func (r UpdateDevicesResponse) ContentType() string {
 	return ""
 }
 
+type RemoveDeviceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ShutOut
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RemoveDeviceResponse) GetJSON200() *ShutOut {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RemoveDeviceResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RemoveDeviceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RemoveDeviceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemoveDeviceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RemoveDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetDeviceResponse200Headers the declared response headers of an HTTP 200 response for GetDevice
 type GetDeviceResponse200Headers struct {
 	ETag string
@@ -9556,13 +10145,13 @@ type DisableDeviceResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
-	JSON200 *Device
+	JSON200 *ShutOut
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Refused
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
-func (r DisableDeviceResponse) GetJSON200() *Device {
+func (r DisableDeviceResponse) GetJSON200() *ShutOut {
 	return r.JSON200
 }
 
@@ -12376,6 +12965,66 @@ func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params 
 	return ParseListAuditResponse(rsp)
 }
 
+// ListBlockedKeysWithResponse List the keys that operators blocked.
+//
+// Those of the file of `certificates.blocked_keys` are not among them.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /blocked-keys (the `ListBlockedKeys` operationId).
+func (c *ClientWithResponses) ListBlockedKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListBlockedKeysResponse, error) {
+	rsp, err := c.ListBlockedKeys(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListBlockedKeysResponse(rsp)
+}
+
+// BlockKeyWithBodyWithResponse Block a public key whose private half is known to others.
+//
+// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+// names them. Blocking a key again changes nothing.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+func (c *ClientWithResponses) BlockKeyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BlockKeyResponse, error) {
+	rsp, err := c.BlockKeyWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBlockKeyResponse(rsp)
+}
+
+// BlockKeyWithResponse Block a public key whose private half is known to others.
+//
+// No device gets a certificate for it again. Certificates that it has stay in force until they are revoked; the answer
+// names them. Blocking a key again changes nothing.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /blocked-keys (the `BlockKey` operationId).
+func (c *ClientWithResponses) BlockKeyWithResponse(ctx context.Context, body BlockKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*BlockKeyResponse, error) {
+	rsp, err := c.BlockKey(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBlockKeyResponse(rsp)
+}
+
+// UnblockKeyWithResponse Take a key from the list that was blocked by mistake.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /blocked-keys/{key} (the `UnblockKey` operationId).
+func (c *ClientWithResponses) UnblockKeyWithResponse(ctx context.Context, key SHA256, reqEditors ...RequestEditorFn) (*UnblockKeyResponse, error) {
+	rsp, err := c.UnblockKey(ctx, key, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUnblockKeyResponse(rsp)
+}
+
 // ListCertificatesWithResponse List the certificates that end soon, soonest first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -12645,6 +13294,23 @@ func (c *ClientWithResponses) UpdateDevicesWithResponse(ctx context.Context, bod
 	return ParseUpdateDevicesResponse(rsp)
 }
 
+// RemoveDeviceWithResponse Take the device out of the fleet.
+//
+// Its certificates are revoked, its connections closed and looked for again, and it is forgotten, but for the records of
+// its certificates: revocation lists need them, and no other device gets its keys. A removed device that is added again
+// is another one. Removing twice changes nothing.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /devices/{device} (the `RemoveDevice` operationId).
+func (c *ClientWithResponses) RemoveDeviceWithResponse(ctx context.Context, device OnDevice, reqEditors ...RequestEditorFn) (*RemoveDeviceResponse, error) {
+	rsp, err := c.RemoveDevice(ctx, device, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemoveDeviceResponse(rsp)
+}
+
 // GetDeviceWithResponse Show a device, what it last said, and its state document.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -12735,7 +13401,10 @@ func (c *ClientWithResponses) IssueCertificateWithResponse(ctx context.Context, 
 	return ParseIssueCertificateResponse(rsp)
 }
 
-// DisableDeviceWithResponse Refuse the device at every door until it is enabled again. Its connection is closed.
+// DisableDeviceWithResponse Refuse the device at every door until it is enabled again.
+//
+// Its connections are closed, and it is checked again that none came back. The report says how long each step took.
+// Disabling twice changes nothing.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -13772,6 +14441,101 @@ func ParseListAuditResponse(rsp *http.Response) (*ListAuditResponse, error) {
 	return response, nil
 }
 
+// ParseListBlockedKeysResponse parses an HTTP response from a ListBlockedKeysWithResponse call
+func ParseListBlockedKeysResponse(rsp *http.Response) (*ListBlockedKeysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListBlockedKeysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BlockedKeyList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseBlockKeyResponse parses an HTTP response from a BlockKeyWithResponse call
+func ParseBlockKeyResponse(rsp *http.Response) (*BlockKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &BlockKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BlockedKey
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUnblockKeyResponse parses an HTTP response from a UnblockKeyWithResponse call
+func ParseUnblockKeyResponse(rsp *http.Response) (*UnblockKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UnblockKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListCertificatesResponse parses an HTTP response from a ListCertificatesWithResponse call
 func ParseListCertificatesResponse(rsp *http.Response) (*ListCertificatesResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -14181,6 +14945,39 @@ func ParseUpdateDevicesResponse(rsp *http.Response) (*UpdateDevicesResponse, err
 	return response, nil
 }
 
+// ParseRemoveDeviceResponse parses an HTTP response from a RemoveDeviceWithResponse call
+func ParseRemoveDeviceResponse(rsp *http.Response) (*RemoveDeviceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemoveDeviceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ShutOut
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetDeviceResponse parses an HTTP response from a GetDeviceWithResponse call
 func ParseGetDeviceResponse(rsp *http.Response) (*GetDeviceResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -14354,7 +15151,7 @@ func ParseDisableDeviceResponse(rsp *http.Response) (*DisableDeviceResponse, err
 
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
-		var dest Device
+		var dest ShutOut
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -70,6 +70,7 @@ type App struct {
 	lists      *revocation.Lists
 	roots      []*x509.Certificate // of the first trust bundle
 	hierarchy  *ca.Hierarchy
+	blocklist  blocklist
 	intake     *uplink.Intake[*bolt.Tx]
 	pump       *downlink.Pump
 	management *broker.Management
@@ -127,6 +128,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	// Who gets in: an index in memory that follows the store, commit by commit.
 	a.index = brokerauth.NewIndex()
 	a.store.WatchCredentials(a.index.Put)
+	a.store.WatchRemovals(a.index.Delete)
 	if err := a.store.Credentials(context.Background(), a.index.Put); err != nil {
 		return nil, err
 	}
@@ -142,7 +144,13 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	}
 	a.life.onStop("CA keys", func(context.Context) error { return hierarchy.Close() })
 	a.hierarchy = hierarchy
-	keys := pki.KeyPolicy{}
+	if c.Certificates.BlockedKeys != "" {
+		a.blocklist.path = c.Path(c.Certificates.BlockedKeys)
+	}
+	if _, _, err := a.blocklist.load(); err != nil {
+		return nil, err
+	}
+	keys := pki.KeyPolicy{RSA: c.Certificates.RSA, Blocked: a.blocklist.blocked}
 	authority, err := ca.NewAuthority(hierarchy, keys)
 	if err != nil {
 		return nil, err
@@ -178,7 +186,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Update:    update(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		View:      view(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		Authority: authority, Sessions: a.management, Log: log, Committed: committed,
-		Revoked: func() { a.lists.Revoked() },
+		Revoked: func() { a.lists.Revoked() }, Refusals: a.refusals,
 		Terms: func(tx enroll.Tx, id fleet.DeviceID) (time.Duration, bool, error) {
 			return a.dispatch.RenewalTerms(tx.(*bolt.Tx), id)
 		},
@@ -275,7 +283,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Servers: a.credentials.keeper, Expiries: a.expiries, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
 		Quarantine: quarantine{a.store}, Operators: operators,
 		Trust:        func(ctx context.Context) ([]byte, error) { return a.trustPEM(ctx), nil },
-		TrustBundles: a.trust, TrustKey: trustKey, Lists: a.lists, Refusal: a.index.LastRefusal,
+		TrustBundles: a.trust, TrustKey: trustKey, Lists: a.lists,
 		Endpoints: api.Endpoints{MQTT: c.Public.MQTT, FallbackMQTT: c.Public.FallbackMQTT, HTTPS: c.Public.HTTPS, RecoveryHTTPS: c.Public.RecoveryHTTPS},
 		Version:   api.Version{API: "v1", Version: version, Go: runtime.Version()},
 		Log:       log, MaxImage: c.Firmware.MaxImage,
@@ -394,6 +402,9 @@ func (a *App) Start() error {
 	a.health.Set("signer", nil)
 	a.life.task("revocation lists", a.lists.Run, a.failure("revocation lists"))
 	a.life.task("ca-keys", a.runKeyCheck, a.failure("ca-keys"))
+	if a.blocklist.path != "" {
+		a.life.task("blocked-keys", a.runBlocklist, a.failure("blocked-keys"))
+	}
 	a.life.task("outbox", a.pump.Run, a.report("outbox"))
 	a.life.task("rollouts", a.dispatch.Run, a.report("rollouts"))
 	a.life.task("broker", a.runBroker, a.failure("broker"))

@@ -4,7 +4,9 @@ import (
 	"context"
 	"time"
 
+	"muster/internal/enroll"
 	"muster/internal/expiry"
+	"muster/internal/fleet"
 	"muster/internal/revocation"
 )
 
@@ -20,4 +22,15 @@ func expiringLists(l *revocation.Lists) func(context.Context, time.Time) ([]expi
 		}
 		return out, err
 	}
+}
+
+// refusals watches for refused logins at the broker, as enroll wants it.
+func (a *App) refusals(id fleet.DeviceID) (seen func() []enroll.Refusal, stop func()) {
+	logins, stop := a.index.WatchLogins(id)
+	return func() (out []enroll.Refusal) {
+		for _, l := range logins() {
+			out = append(out, enroll.Refusal(l))
+		}
+		return out
+	}, stop
 }

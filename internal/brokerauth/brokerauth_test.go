@@ -315,6 +315,40 @@ func TestRefusalsAreReported(t *testing.T) {
 	}
 }
 
+func TestRefusedLoginsOfAWatchedDevice(t *testing.T) {
+	x := index(record("dev1", "1001"))
+	s := server(t, brokerauth.Config{Index: x})
+	other := strings.Replace(certUser, "1001", "1002", 1)
+	ask(s, "/user", other) // before anybody watches
+	seen, stop := x.WatchLogins("dev1")
+	second, stopSecond := x.WatchLogins("dev1")
+	begin := time.Now()
+	ask(s, "/user", certUser) // allowed
+	ask(s, "/user", other)
+	ask(s, "/user", strings.ReplaceAll(other, "dev1", "dev2"))                                  // somebody else
+	ask(s, "/topic", strings.Replace(certWrite, "routing_key=d.dev1", "routing_key=d.dev2", 1)) // no login
+	got := seen()
+	if len(got) != 1 || got[0].Serial != "1002" || got[0].At.Before(begin) || !strings.HasPrefix(got[0].Why, string(admission.CertificateUnknown)+": ") {
+		t.Errorf("%+v", got)
+	}
+	stop()
+	x.Delete("dev1") // removed while somebody still watches
+	ask(s, "/user", certUser)
+	if n := len(seen()); n != 1 {
+		t.Errorf("a stopped watch has %d", n)
+	}
+	if got := second(); len(got) != 2 || got[1].Serial != "1001" {
+		t.Errorf("%+v", got)
+	}
+	for range 100 {
+		ask(s, "/user", other)
+	}
+	if n := len(second()); n != 64 {
+		t.Errorf("%d are kept", n)
+	}
+	stopSecond()
+}
+
 // TestASlowReporterDelaysNobody holds the reporter while more refusals come than can wait.
 func TestTheLastRefusalIsKeptForKnownDevicesOnly(t *testing.T) {
 	x := index(record("dev1", "1001"))

@@ -113,6 +113,7 @@ func (s *Server) decide(kind admission.Kind, r *http.Request, at time.Time) admi
 	if !d.Allow && !silent {
 		if d.Device != "" {
 			s.index.note(d.Device, d.Reason, at)
+			s.index.noteLogin(kind, d, at)
 		}
 		vhost := q.Vhost
 		if vhost != wire.VhostDevices && vhost != wire.VhostFallback {

@@ -26,6 +26,7 @@ type shard struct {
 	mu      sync.RWMutex
 	records map[fleet.DeviceID]*admission.Record
 	refused map[fleet.DeviceID]refused
+	watches map[fleet.DeviceID][]*watch
 }
 
 // NewIndex returns an empty Index, which admits nobody.

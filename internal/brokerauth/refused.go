@@ -47,11 +47,15 @@ func (x *Index) LastRefusal(id fleet.DeviceID) (why string, at time.Time, ok boo
 	if !ok {
 		return "", time.Time{}, false
 	}
-	why = string(r.reason)
-	if words := inWords[r.reason]; words != "" {
-		why += ": " + words
+	return words(r.reason), r.at, true
+}
+
+// words says a reason as it is and, where that helps an operator, in words.
+func words(r admission.Reason) string {
+	if w := inWords[r]; w != "" {
+		return string(r) + ": " + w
 	}
-	return why, r.at, true
+	return string(r)
 }
 
 // inWords says for an operator what a reason means. Those that are not here speak for themselves, or say nothing of the

@@ -14,7 +14,7 @@ import (
 func (a *app) deviceCmd() *cobra.Command {
 	return group("device", "who belongs to the fleet",
 		a.deviceAdd(), a.deviceList(), a.deviceShow(), a.deviceEnroll(), a.deviceCredentials(),
-		a.deviceSwitch("disable", "refuse a device at every door"), a.deviceSwitch("enable", "let a disabled device in again"),
+		a.deviceDisable(), a.deviceEnable(), a.deviceRemove(),
 		a.deviceLabels(), a.deviceLabel(), a.deviceGroup(), a.devicePassword(), a.deviceEnrolPassword(), a.deviceWhy(), a.devicePardon())
 }
 
@@ -196,18 +196,12 @@ func (a *app) printDevice(d api.Device) {
 		"version", s.Version, "image", s.Image, "chip", s.Chip, "secure version", secure, "boot", s.Boot, "reported", string(s.State))
 }
 
-func (a *app) deviceSwitch(verb, short string) *cobra.Command {
-	c := &cobra.Command{Use: verb + " ID...", Short: short, Args: cobra.MinimumNArgs(1)}
+func (a *app) deviceEnable() *cobra.Command {
+	c := &cobra.Command{Use: "enable ID...", Short: "let a disabled device in again", Args: cobra.MinimumNArgs(1)}
 	return a.online(c, func(ctx context.Context, args []string) error {
 		out := []api.Device{}
 		for _, id := range args {
-			var d api.Device
-			var err error
-			if verb == "disable" {
-				d, err = client.Read[api.Device](a.client.DisableDevice(ctx, id))
-			} else {
-				d, err = client.Read[api.Device](a.client.EnableDevice(ctx, id))
-			}
+			d, err := client.Read[api.Device](a.client.EnableDevice(ctx, id))
 			if err != nil {
 				return fmt.Errorf("%s: %w", clean(id), err)
 			}
@@ -215,7 +209,7 @@ func (a *app) deviceSwitch(verb, short string) *cobra.Command {
 		}
 		return a.ui.show(out, func() {
 			for _, d := range out {
-				a.ui.printf("%sd %s\n", verb, d.ID)
+				a.ui.printf("enabled %s\n", d.ID)
 			}
 		})
 	})

@@ -264,10 +264,17 @@ func TestSmallLanguages(t *testing.T) {
 	}
 }
 
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
 func TestRevocationReport(t *testing.T) {
 	golden(t, "revoked", false, func(u *ui) {
 		(&app{ui: u}).printRevocation(api.RevocationReport{
 			Certificate: api.Certificate{Serial: "5f2c", Device: "sensor-0001"}, Connections: 1, StoredAfter: "1.2ms", ClosedAfter: "14ms", VerifiedAfter: "5.1s", Clean: true,
+			StoredAt: noon, ClosedAt: noon.Add(13 * time.Millisecond), EndedAt: noon.Add(15 * time.Millisecond), LastLook: noon.Add(time.Minute),
+			RefusedAt: noon.Add(2 * time.Second), RefusedWhy: "certificate-unknown: its certificate was replaced or revoked, or never issued",
+		})
+		(&app{ui: u}).printRevocation(api.RevocationReport{
+			Certificate: api.Certificate{Serial: "5f2d", Device: "sensor-0002"}, StoredAfter: "1.2ms", StoredAt: noon, Detail: "the broker or the store does not answer",
 		})
 	})
 }

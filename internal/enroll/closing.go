@@ -12,11 +12,13 @@ import (
 	"muster/internal/pki"
 )
 
-// How connections are closed: told to close, looked at shortly after, and again once a connect that was under way at that
-// moment would show (rabbitmq.md §4.6).
+// How connections are closed: told to close, looked at shortly after, again once a connect that was under way at that
+// moment would show, and a last time when nothing of before can show any more (rabbitmq.md §4.6). The last look is in the
+// background: nobody waits for it.
 const (
 	firstLook  = 250 * time.Millisecond
 	secondLook = 5 * time.Second
+	lastLook   = time.Minute
 	closers    = 8                // calls to the broker at a time
 	retry      = time.Second      // after a call failed; doubled up to maxRetry
 	maxRetry   = 30 * time.Second // also how often Run looks for promises
@@ -25,7 +27,7 @@ const (
 // closeLoop keeps the promises to close connections that nobody waits for.
 func (e *Enroller) closeLoop(ctx context.Context) {
 	for ctx.Err() == nil {
-		_, mine, err := e.claimClosings(ctx, func(pki.Closing) bool { return true })
+		_, mine, err := e.claimClosings(ctx, pki.Closing.Open)
 		if err != nil && ctx.Err() == nil {
 			e.c.Log.Warn("connections to be closed cannot be looked up", "error", err)
 		}
@@ -35,7 +37,14 @@ func (e *Enroller) closeLoop(ctx context.Context) {
 			e.releaseClosings(mine)
 			continue // what came meanwhile
 		}
-		t := time.NewTimer(maxRetry)
+		next, again, err := e.lookLast(ctx, time.Now())
+		if err != nil && ctx.Err() == nil {
+			e.c.Log.Warn("the last look for connections that were closed failed; it is repeated", "error", err)
+		}
+		if again {
+			continue
+		}
+		t := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
 		case <-e.toClose:
@@ -82,7 +91,7 @@ type settled struct {
 	detail   string
 }
 
-// settle closes the connections of the users of list until a second look finds none, or ctx ends. start is the moment of
+// settle closes the connections of the users of list until two looks find none, or ctx ends. start is the moment of
 // the clock that at stands for.
 func (e *Enroller) settle(ctx context.Context, at, start time.Time, list []pki.Closing) settled {
 	now := func() time.Time { return at.Add(time.Since(start)) }
@@ -132,13 +141,13 @@ func (e *Enroller) settle(ctx context.Context, at, start time.Time, list []pki.C
 // stillPromised returns those of list that stand in the store as they are: a device may have been enabled again.
 func (e *Enroller) stillPromised(ctx context.Context, list []pki.Closing) (left []pki.Closing, err error) {
 	err = e.c.View(ctx, func(tx Tx) error {
-		all, err := tx.Closings()
+		left = nil
+		all, err := promises(tx)
 		if err != nil {
 			return err
 		}
-		left = nil
 		for _, c := range list {
-			if promised(all, c) {
+			if all.hold(c) && all[c.User].Open() {
 				left = append(left, c)
 			}
 		}
@@ -147,14 +156,25 @@ func (e *Enroller) stillPromised(ctx context.Context, list []pki.Closing) (left 
 	return left, err
 }
 
-// promised reports whether all holds c and not a later promise for the same user.
-func promised(all []pki.Closing, c pki.Closing) bool {
-	for _, o := range all {
-		if o.User == c.User {
-			return o.Since.Equal(c.Since)
-		}
+// byUser are promises by their user: a mass revocation makes very many.
+type byUser map[string]pki.Closing
+
+func promises(tx Tx) (byUser, error) {
+	list, err := tx.Closings()
+	if err != nil {
+		return nil, err
 	}
-	return false
+	out := make(byUser, len(list))
+	for _, c := range list {
+		out[c.User] = c
+	}
+	return out, nil
+}
+
+// hold reports whether there is c and not a later promise for the same user.
+func (p byUser) hold(c pki.Closing) bool {
+	o, ok := p[c.User]
+	return ok && o.Since.Equal(c.Since)
 }
 
 // closeAll tells the broker to close the connections of all users of list.
@@ -209,21 +229,21 @@ func without(list, open []pki.Closing) []pki.Closing {
 	return list
 }
 
-// keep notes that promises were kept.
+// keep notes that promises were kept, but for the last look.
 func (e *Enroller) keep(ctx context.Context, list []pki.Closing, closedAt, verifiedAt time.Time) error {
 	if len(list) == 0 {
 		return nil
 	}
 	return e.c.Update(ctx, func(tx Tx) error {
-		all, err := tx.Closings()
+		all, err := promises(tx)
 		if err != nil {
 			return err
 		}
 		for _, c := range list {
-			if !promised(all, c) {
+			if !all.hold(c) {
 				continue
 			}
-			if err := tx.DropClosing(c.User); err != nil {
+			if err := looked(tx, c, closedAt); err != nil {
 				return err
 			}
 			if err := noteClosed(tx, c.Serial, closedAt, verifiedAt); err != nil {
@@ -232,6 +252,101 @@ func (e *Enroller) keep(ctx context.Context, list []pki.Closing, closedAt, verif
 		}
 		return nil
 	})
+}
+
+// looked notes that the first two looks found nothing of c.
+func looked(tx Tx, c pki.Closing, closedAt time.Time) error {
+	if c.MayReturn {
+		return tx.DropClosing(c.User)
+	}
+	c.LastLook = closedAt.Add(lastLook)
+	return tx.PutClosing(c)
+}
+
+// lookLast looks a last time for the users whose moment has come, and forgets those that it does not find. next is when
+// the next one's moment comes, or Run should look for promises anyhow; again says that one was found, so that closing it
+// begins anew.
+func (e *Enroller) lookLast(ctx context.Context, at time.Time) (next time.Duration, again bool, err error) {
+	var due, done []pki.Closing
+	err = e.c.View(ctx, func(tx Tx) error {
+		due, done, next, err = dueLooks(tx, at)
+		return err
+	})
+	if err != nil || len(due)+len(done) == 0 {
+		return next, false, err
+	}
+	open, err := e.connected(ctx, due)
+	if err != nil {
+		return retry, false, err
+	}
+	found := byUser{}
+	for _, c := range open {
+		found[c.User] = c
+		e.c.Log.Warn("a user that must not connect is connected a minute after it was closed; closing it again", "user", c.User)
+	}
+	err = e.c.Update(ctx, func(tx Tx) error {
+		all, err := promises(tx)
+		if err != nil {
+			return err
+		}
+		for _, c := range slices.Concat(due, done) {
+			if !all.hold(c) {
+				continue
+			}
+			if _, yes := found[c.User]; !yes {
+				err = tx.DropClosing(c.User)
+			} else {
+				c.LastLook = time.Time{}
+				err = tx.PutClosing(c)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return next, len(open) > 0, err
+}
+
+// dueLooks returns the promises of which only the last look is left and due, those whose user may connect again, and when
+// the next is due.
+func dueLooks(tx Tx, at time.Time) (due, done []pki.Closing, next time.Duration, err error) {
+	next = maxRetry
+	all, err := tx.Closings()
+	if err != nil {
+		return nil, nil, next, err
+	}
+	for _, c := range all {
+		switch {
+		case c.Open(): // somebody is closing it
+		case c.LastLook.After(at):
+			next = min(next, c.LastLook.Sub(at))
+		default:
+			moot, err := welcome(tx, c)
+			if err != nil {
+				return nil, nil, next, err
+			}
+			if moot {
+				done = append(done, c)
+			} else {
+				due = append(due, c)
+			}
+		}
+	}
+	return due, done, next, nil
+}
+
+// welcome reports whether the user of c, a device on the fallback, may connect again: the device was removed, and another
+// was added under its name.
+func welcome(tx Tx, c pki.Closing) (bool, error) {
+	if c.User != string(c.Device) {
+		return false, nil
+	}
+	dev, err := tx.Device(c.Device)
+	if fleet.Is(err, fleet.NotFound) {
+		return false, nil
+	}
+	return err == nil && !dev.Disabled && dev.RecoveryOff == "", err
 }
 
 func noteClosed(tx Tx, s fleet.Serial, closedAt, verifiedAt time.Time) error {

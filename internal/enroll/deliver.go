@@ -84,7 +84,7 @@ func (e *Enroller) NewPassword(ctx context.Context, at time.Time, id fleet.Devic
 			return err
 		}
 		if len(dev.Passwords) > 0 {
-			if err := tx.PutClosing(pki.Closing{User: string(id), Device: id, Why: "the password was replaced", Since: at}); err != nil {
+			if err := tx.PutClosing(pki.Closing{User: string(id), Device: id, Why: "the password was replaced", Since: at, MayReturn: true}); err != nil {
 				return err
 			}
 		}

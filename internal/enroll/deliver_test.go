@@ -112,7 +112,7 @@ func TestComposeNothingForThoseWhoMayNot(t *testing.T) {
 	nothing("superseded", old, at)
 	nothing("none", "", at)
 	nothing("expired", s, at.Add(91*day))
-	if err := r.e.Disable(t.Context(), at, dev, "ops"); err != nil {
+	if err := r.disable(at, dev); err != nil {
 		t.Fatal(err)
 	}
 	nothing("disabled", s, at)

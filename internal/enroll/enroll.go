@@ -27,6 +27,7 @@ import (
 type Tx interface {
 	Device(fleet.DeviceID) (fleet.Device, error)
 	PutDevice(fleet.Device) error
+	DropDevice(fleet.DeviceID) error
 	Devices(after fleet.DeviceID, limit int) ([]fleet.Device, error)
 	Status(fleet.DeviceID) (fleet.Status, error)
 
@@ -45,6 +46,11 @@ type Tx interface {
 	Enrolment(fleet.DeviceID) (e pki.Enrolment, ok bool, err error)
 	PutEnrolment(pki.Enrolment) error
 	DropEnrolment(fleet.DeviceID) error
+
+	BlockedKey(fleet.Hash) (k pki.BlockedKey, ok bool, err error)
+	PutBlockedKey(pki.BlockedKey) error
+	DropBlockedKey(fleet.Hash) error
+	BlockedKeys() ([]pki.BlockedKey, error)
 
 	Request(id string) (pki.Request, error)
 	PutRequest(pki.Request) error
@@ -122,6 +128,9 @@ type Config struct {
 	Terms func(tx Tx, dev fleet.DeviceID) (lifetime time.Duration, ok bool, err error)
 	// Renewing, if set, hears of each step of a renewal, in the transaction that stores it.
 	Renewing func(tx Tx, at time.Time, dev fleet.DeviceID, step Step) error
+	// Refusals, if set, begins to watch for logins of a device that the broker is told to refuse: seen returns them, oldest
+	// first, and stop ends it.
+	Refusals func(fleet.DeviceID) (seen func() []Refusal, stop func())
 	// Revoked, if set, is called after a certificate was revoked by somebody's order. It must not block.
 	Revoked func()
 	// Committed, if set, is called after a transaction that may have put something into the outbox. It must not block.
@@ -163,6 +172,9 @@ func New(c Config) (*Enroller, error) {
 	}
 	if c.Committed == nil {
 		c.Committed = func() {}
+	}
+	if c.Refusals == nil {
+		c.Refusals = func(fleet.DeviceID) (func() []Refusal, func()) { return func() []Refusal { return nil }, func() {} }
 	}
 	if c.Revoked == nil {
 		c.Revoked = func() {}

@@ -166,6 +166,10 @@ func (e *Enroller) intendEST(tx Tx, at time.Time, dev fleet.Device, key pki.CSR,
 
 // approval returns who approved the key, the device itself for one that it has had before, or nobody while it waits.
 func (e *Enroller) approval(tx Tx, at time.Time, dev fleet.Device, key pki.CSR) (by string, err error) {
+	_, blocked, err := tx.BlockedKey(key.KeyHash)
+	if err != nil || blocked { // refused by intend
+		return deviceActor(dev.ID), err
+	}
 	list, err := tx.CertificatesByKey(key.KeyHash)
 	if err != nil || len(list) > 0 { // a key that is another's, or revoked, is refused by intend
 		return deviceActor(dev.ID), err

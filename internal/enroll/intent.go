@@ -233,7 +233,11 @@ func (e *Enroller) sameKey(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, v
 			same = c
 		}
 	}
-	return same, nil
+	_, blocked, err := tx.BlockedKey(key.KeyHash)
+	if err == nil && blocked {
+		err = pki.KeyKnown()
+	}
+	return same, err
 }
 
 // notBefore returns at, or since if that is later. The time of a request is the broker's, the time of asking for it muster's

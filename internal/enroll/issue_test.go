@@ -121,7 +121,7 @@ func TestIssueRefusals(t *testing.T) {
 			wantCode(t, err, c.kind, c.code)
 		})
 	}
-	if err := r.e.Disable(t.Context(), at, dev, "ops"); err != nil {
+	if err := r.disable(at, dev); err != nil {
 		t.Fatal(err)
 	}
 	_, err = r.e.Issue(t.Context(), at, dev, csrOf(t, key, dev), enroll.IssueOptions{})
@@ -308,7 +308,7 @@ func at2(n int, err error) error {
 // What happened between the intent and the signature decides whether the certificate may exist.
 func TestBarredWhileSigning(t *testing.T) {
 	for name, bar := range map[string]func(*rig, fleet.Serial) error{
-		"disabled": func(r *rig, _ fleet.Serial) error { return r.e.Disable(context.Background(), time.Now(), dev, "ops") },
+		"disabled": func(r *rig, _ fleet.Serial) error { return r.disable(time.Now(), dev) },
 		"intent revoked": func(r *rig, s fleet.Serial) error {
 			_, err := r.e.Revoke(context.Background(), time.Now(), s, 0, "ops")
 			return err

@@ -45,7 +45,7 @@ func TestForecastSaysWhoWhenAndWhy(t *testing.T) {
 	r.habit("monthly", at.Add(-20*day), 31*day, 2)
 	r.habit("gone", at.Add(-30*day), day, 10)
 	r.do(func(tx *bolt.Tx) error { return tx.PutStatus(fleet.Status{Device: "boxed"}) })
-	if err := r.e.Disable(t.Context(), at, "off", "ops"); err != nil {
+	if err := r.disable(at, "off"); err != nil {
 		t.Fatal(err)
 	}
 	f, err := r.e.Forecast(t.Context(), at, enroll.ForecastOptions{Limit: 10})
@@ -88,7 +88,7 @@ func TestFleetStatusCountsEachDeviceOnce(t *testing.T) {
 	r.enrolled(start.Add(-70*day), "twice")
 	r.enrolled(start, "off")
 	r.next(start, "twice", pki.ViaMQTT) // its new one counts
-	if err := r.e.Disable(t.Context(), start, "off", "ops"); err != nil {
+	if err := r.disable(start, "off"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.e.RenewPass(t.Context(), start, enroll.RenewOptions{Devices: []fleet.DeviceID{"old"}}); err != nil {

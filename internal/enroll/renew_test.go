@@ -83,7 +83,7 @@ func TestRenewPassByName(t *testing.T) {
 	r.enrolled(at, dev)
 	r.enrolled(at, "off")
 	r.enrolled(at.Add(-100*day), "ended")
-	if err := r.e.Disable(t.Context(), at, "off", "ops"); err != nil {
+	if err := r.disable(at, "off"); err != nil {
 		t.Fatal(err)
 	}
 	r.do(func(tx *bolt.Tx) error {

@@ -10,16 +10,10 @@ import (
 	"muster/internal/wire"
 )
 
-// Revocation reports what Revoke did. Durations count from the call.
+// Revocation reports what Revoke did.
 type Revocation struct {
 	Certificate pki.Certificate // with the original time, if it was revoked before
-	Live        int             // sessions that were known to be open
-	Stored      time.Duration   // until new connections were refused
-	Closed      time.Duration   // until live ones were told to close; zero if the broker could not be reached
-	Verified    time.Duration   // until a later look found none; zero if there was none before ctx ended
-	Attempts    int             // rounds of closing
-	Clean       bool            // none was found; if not, Run goes on trying
-	Detail      string          // what stands in the way, if not Clean
+	Evidence
 }
 
 // Revoke takes a certificate out of use for good, for a reason of RFC 5280 §5.3.1 (see pki.ReasonAllowed). If it stands in
@@ -28,50 +22,65 @@ type Revocation struct {
 // superseded goes alone.
 //
 // The order is: stored, so that a reconnect is refused; live connections closed; looked again after a moment and after
-// five seconds, and closed again if need be, until none is found or ctx ends. What is left to do then is stored and done
-// by Run. Revoking again returns the first time. Errors: Invalid for a reason, NotFound for a serial.
+// five seconds, and closed again if need be, until none is found or ctx ends. What is left to do then, and the last look
+// after a minute, is stored and done by Run. Revoking again returns the first time. Errors: Invalid for a reason, NotFound
+// for a serial.
 func (e *Enroller) Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (Revocation, error) {
 	if !pki.ReasonAllowed(reason) {
 		return Revocation{}, fleet.Errorf(fleet.Invalid, "reason: use 0 (unspecified), 1 (keyCompromise), 3 (affiliationChanged), 4 (superseded), 5 (cessationOfOperation) or 9 (privilegeWithdrawn)")
 	}
-	start := time.Now()
-	var r Revocation
-	err := e.c.Update(ctx, func(tx Tx) (err error) {
-		r = Revocation{}
-		if r.Certificate, err = tx.Certificate(s); err != nil || r.Certificate.State == pki.Revoked {
+	c, err := e.Certificate(ctx, s)
+	if err != nil {
+		return Revocation{}, err
+	}
+	x := exclusion{device: c.Device, serial: s, at: at, start: time.Now()}
+	seen, stop := e.c.Refusals(c.Device)
+	defer stop()
+	x.refused = seen
+	err = e.c.Update(ctx, func(tx Tx) (err error) {
+		x.live, x.serial = 0, s
+		if c, err = tx.Certificate(s); err != nil || c.State == pki.Revoked {
 			return err
 		}
-		r.Certificate, r.Live, err = e.revoke(tx, at, r.Certificate, reason, by)
+		whole, err := inSlot(tx, c)
+		if err != nil {
+			return err
+		}
+		if whole {
+			x.serial = ""
+		}
+		c, x.live, err = e.revoke(tx, at, c, reason, by)
 		return err
 	})
 	if err != nil {
 		return Revocation{}, err
 	}
-	r.Stored = time.Since(start)
+	x.stored = time.Since(x.start)
 	e.c.Committed()
 	e.c.Revoked()
-	list, mine, err := e.claimClosings(ctx, func(c pki.Closing) bool { return c.Device == r.Certificate.Device })
-	if err != nil {
+	r := Revocation{Certificate: c}
+	if r.Evidence, err = e.shutOut(ctx, x); err != nil {
 		return r, err
 	}
-	defer func() {
-		e.releaseClosings(mine)
-		kick(e.toClose) // whatever is left
-	}()
-	done := e.settle(ctx, at, start, list) // those that Run is closing, too: whoever asked waits for the proof
-	r.Attempts, r.Detail = done.attempts, done.detail
-	if !done.closedAt.IsZero() {
-		r.Closed = done.closedAt.Sub(at)
-	}
-	if done.clean {
-		r.Clean, r.Detail = true, ""
-		r.Verified = time.Since(start)
-	}
-	again, err := e.Certificate(context.WithoutCancel(ctx), s)
-	if err == nil {
+	if again, err := e.Certificate(context.WithoutCancel(ctx), s); err == nil {
 		r.Certificate = again
 	}
+	if r.Certificate.RevokedAt.Before(at) { // done before: when it was
+		r.StoredAt = r.Certificate.RevokedAt
+		if !r.Certificate.ClosedAt.IsZero() {
+			r.ClosedAt = r.Certificate.ClosedAt
+		}
+	}
 	return r, nil
+}
+
+// inSlot reports whether c stands in a slot of its device.
+func inSlot(tx Tx, c pki.Certificate) (bool, error) {
+	dev, err := tx.Device(c.Device)
+	if fleet.Is(err, fleet.NotFound) {
+		return false, nil
+	}
+	return err == nil && (dev.Current == c.Serial || dev.Next == c.Serial), err
 }
 
 // revoke stores a revocation and what follows from it.
@@ -146,14 +155,22 @@ func throwOut(tx Tx, at time.Time, dev fleet.Device, s fleet.Serial, reason int,
 	return tx.PutClosing(pki.Closing{User: string(dev.ID), Device: dev.ID, Serial: s, Why: "certificate revoked", Since: at})
 }
 
-// Disable refuses a device at every door until Enable, and closes its connections: once at once, and again by Run until
-// none is found. It is idempotent and returns a NotFound error if there is no such device.
-func (e *Enroller) Disable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error {
-	var users []pki.Closing
+// Disable refuses a device at every door until Enable, and closes its connections as Revoke does: until two looks find
+// none, or ctx ends. It is idempotent and returns a NotFound error if there is no such device.
+func (e *Enroller) Disable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (Evidence, error) {
+	x := exclusion{device: id, at: at, start: time.Now()}
+	seen, stop := e.c.Refusals(id)
+	defer stop()
+	x.refused = seen
+	var since time.Time
 	err := e.c.Update(ctx, func(tx Tx) error {
-		users = nil
 		dev, err := tx.Device(id)
 		if err != nil || dev.Disabled {
+			since = dev.DisabledAt
+			return err
+		}
+		since = at
+		if x.live, err = live(tx, id); err != nil {
 			return err
 		}
 		dev.Disabled, dev.DisabledAt = true, at
@@ -161,25 +178,30 @@ func (e *Enroller) Disable(ctx context.Context, at time.Time, id fleet.DeviceID,
 			return err
 		}
 		for _, u := range usersOf(dev) {
-			c := pki.Closing{User: u, Device: id, Why: "device disabled", Since: at}
-			if err := tx.PutClosing(c); err != nil {
+			if err := tx.PutClosing(pki.Closing{User: u, Device: id, Why: "device disabled", Since: at}); err != nil {
 				return err
 			}
-			users = append(users, c)
 		}
 		return audit(tx, at, by, "device.disable", id, "")
 	})
 	if err != nil {
-		return err
+		return Evidence{}, err
 	}
-	for _, c := range users {
-		if err := e.c.Sessions.CloseUser(ctx, c.User, c.Why); err != nil {
-			e.c.Log.Warn("connections of a disabled device could not be closed yet", "device", id, "error", err)
-			break
-		}
+	x.stored = time.Since(x.start)
+	out, err := e.shutOut(ctx, x)
+	if since.Before(at) {
+		out.StoredAt = since
 	}
-	kick(e.toClose)
-	return nil
+	return out, err
+}
+
+// live returns how many sessions of a device are known to be open.
+func live(tx Tx, id fleet.DeviceID) (int, error) {
+	st, err := tx.Status(id)
+	if err != nil || !st.Online {
+		return 0, err
+	}
+	return 1, nil
 }
 
 // Enable lets a device in again. It is idempotent and returns a NotFound error if there is no such device.

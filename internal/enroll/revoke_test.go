@@ -69,8 +69,13 @@ func TestRevokeCurrent(t *testing.T) {
 		if err := r.e.SignPending(t.Context()); err != nil || len(r.auth.all()) != 2 {
 			t.Errorf("something was signed for it: %v", err)
 		}
-		if n := len(r.closings()); n != 0 {
-			t.Errorf("%d promises left", n)
+		for _, c := range r.closings() {
+			if c.Open() || !c.LastLook.Equal(rev.LastLook) || rev.LastLook.Sub(at) < time.Minute {
+				t.Errorf("%+v: more is left than the last look at %s", c, rev.LastLook)
+			}
+		}
+		if !rev.StoredAt.Equal(at) || !rev.ClosedAt.Equal(at) || rev.EndedAt.IsZero() != true || rev.Refused != (enroll.Refusal{}) {
+			t.Errorf("%+v", rev.Evidence)
 		}
 		// It stays out: a new request, the key, late events.
 		if err := r.request(at, dev, csrOf(t, newKey(t), dev), pki.ViaMQTT); err != nil {
@@ -226,7 +231,7 @@ func TestRevokeWithoutBroker(t *testing.T) {
 				stop := r.running()
 				time.Sleep(time.Minute)
 				r.broker.fail(nil)
-				time.Sleep(2 * time.Minute)
+				time.Sleep(3 * time.Minute)
 				stop()
 				if r.broker.closes(user) == 0 || r.broker.isOpen(user) || len(r.closings()) != 0 {
 					t.Error("the session lives on")
@@ -275,23 +280,34 @@ func TestDisableAndEnable(t *testing.T) {
 		r.online(dev, c.Serial)
 		stop := r.running()
 		defer stop()
-		for range 2 {
-			if err := r.e.Disable(t.Context(), at, dev, "ops"); err != nil {
-				t.Fatal(err)
+		r.broker.onClosing(func(u string) {
+			if u == user && r.broker.closes(user) == 1 {
+				go func() { time.Sleep(time.Second); r.broker.connect(user) }() // a connect that was under way
 			}
+		})
+		ev, err := r.e.Disable(t.Context(), at, dev, "ops")
+		if err != nil {
+			t.Fatal(err)
 		}
-		if r.broker.isOpen(user) || !r.device(dev).Disabled || time.Since(at) > time.Millisecond {
-			t.Error("not thrown out at once")
+		if !ev.Clean || ev.Live != 1 || ev.Closed > time.Millisecond || ev.Attempts != 2 || ev.Verified != 10*time.Second || r.broker.isOpen(user) || !r.device(dev).Disabled {
+			t.Errorf("%+v", ev)
 		}
-		time.Sleep(time.Second)
-		r.broker.connect(user) // a connect that was under way
-		time.Sleep(time.Minute)
+		if again, err := r.e.Disable(t.Context(), time.Now(), dev, "ops"); err != nil || !again.Clean || !again.StoredAt.Equal(at) || !again.LastLook.Equal(ev.LastLook) {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		time.Sleep(2 * time.Minute)
 		if r.broker.isOpen(user) || len(r.closings()) != 0 {
 			t.Error("came in again")
 		}
-		if err := r.e.Disable(t.Context(), at, dev, "ops"); err != nil {
-			t.Fatal(err)
+		disable := func() { // for an operator who does not wait
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := r.e.Disable(ctx, time.Now(), dev, "ops"); err != nil {
+				t.Fatal(err)
+			}
 		}
+		disable()
 		closed := r.broker.closes(user)
 		if err := r.e.Enable(t.Context(), at, dev, "ops"); err != nil {
 			t.Fatal(err)
@@ -302,10 +318,7 @@ func TestDisableAndEnable(t *testing.T) {
 			t.Error("an enabled device was thrown out")
 		}
 		// Enabled in the middle of the closing.
-		if err := r.e.Disable(t.Context(), time.Now(), dev, "ops"); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Second)
+		disable()
 		if err := r.e.Enable(t.Context(), time.Now(), dev, "ops"); err != nil {
 			t.Fatal(err)
 		}
@@ -316,27 +329,181 @@ func TestDisableAndEnable(t *testing.T) {
 		}
 		// Disabled, enabled and disabled again: the second promise is kept in full, whatever came of the first.
 		for range 2 {
-			if err := r.e.Disable(t.Context(), time.Now(), dev, "ops"); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(time.Second)
+			disable()
 			if err := r.e.Enable(t.Context(), time.Now(), dev, "ops"); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := r.e.Disable(t.Context(), time.Now(), dev, "ops"); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(4 * time.Second) // six after the first
+		disable()
+		time.Sleep(3 * time.Second) // six after the first
 		r.broker.connect(user)
-		time.Sleep(time.Minute)
+		time.Sleep(2 * time.Minute)
 		if r.broker.isOpen(user) || len(r.closings()) != 0 {
 			t.Error("the second promise died with the first")
 		}
-		for _, err := range []error{r.e.Disable(t.Context(), at, "nobody", "x"), r.e.Enable(t.Context(), at, "nobody", "x")} {
+		_, err = r.e.Disable(t.Context(), at, "nobody", "x")
+		for _, err := range []error{err, r.e.Enable(t.Context(), at, "nobody", "x")} {
 			if !fleet.Is(err, fleet.NotFound) {
 				t.Errorf("unknown device: %v", err)
 			}
+		}
+	})
+}
+
+// Somebody is in again when all the first looks are over, and muster was killed in between: the last look finds it.
+func TestTheLastLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, enroll.Policy{})
+		at := time.Now()
+		c := r.enrolled(at, dev)
+		user := wire.CertUser(dev, c.Serial)
+		r.online(dev, c.Serial)
+		rev, err := r.e.Revoke(t.Context(), at, c.Serial, 0, "ops")
+		if err != nil || !rev.Clean {
+			t.Fatal(rev, err)
+		}
+		r.broker.connect(user)
+		r.kill(enroll.Policy{})
+		stop := r.running()
+		defer stop()
+		time.Sleep(50*time.Second - time.Since(at))
+		if !r.broker.isOpen(user) {
+			t.Error("closed before the last look")
+		}
+		time.Sleep(2 * time.Minute)
+		if r.broker.isOpen(user) || r.broker.closes(user) != 2 || len(r.closings()) != 0 {
+			t.Errorf("closed %d times, %v left", r.broker.closes(user), r.closings())
+		}
+	})
+}
+
+// The answer names the first login that was refused, and when the broker said that the session ended.
+func TestEvidenceOfARevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, enroll.Policy{})
+		at := time.Now()
+		old := r.enrolled(at, dev)
+		cur := r.enrolled(at, dev)
+		watching := 0
+		var seen []enroll.Refusal
+		r.conf.Refusals = func(id fleet.DeviceID) (func() []enroll.Refusal, func()) {
+			if id != dev {
+				t.Errorf("watches %s", id)
+			}
+			watching++
+			return func() []enroll.Refusal { return seen }, func() { watching-- }
+		}
+		r.e = r.with(enroll.Policy{})
+		seen = []enroll.Refusal{
+			{At: at.Add(-time.Second), Serial: old.Serial, Why: "before"}, {At: at.Add(time.Second), Serial: cur.Serial, Why: "another certificate"},
+			{At: at.Add(2 * time.Second), Serial: old.Serial, Why: "this"}, {At: at.Add(3 * time.Second), Serial: old.Serial, Why: "later"},
+		}
+		rev, err := r.e.Revoke(t.Context(), at, old.Serial, 0, "ops")
+		if err != nil || rev.Refused.Why != "this" {
+			t.Errorf("one certificate: %+v, %v", rev, err)
+		}
+		at = time.Now()
+		seen = []enroll.Refusal{{At: at.Add(time.Second), Why: "the password, too"}}
+		r.online(dev, cur.Serial)
+		r.broker.onClosing(func(u string) {
+			if u == wire.CertUser(dev, cur.Serial) {
+				r.do(func(tx *bolt.Tx) error {
+					return tx.PutStatus(fleet.Status{Device: dev, Serial: cur.Serial, LostAt: at.Add(40 * time.Millisecond)})
+				})
+			}
+		})
+		rev, err = r.e.Revoke(t.Context(), at, cur.Serial, 0, "ops")
+		if err != nil || rev.Refused.Why != "the password, too" || !rev.EndedAt.Equal(at.Add(40*time.Millisecond)) {
+			t.Errorf("the device: %+v, %v", rev, err)
+		}
+		if watching != 0 {
+			t.Errorf("%d watches are left", watching)
+		}
+	})
+}
+
+func TestRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, enroll.Policy{})
+		at := time.Now()
+		key := newKey(t)
+		old := r.enrolled(at, dev)
+		c, err := r.e.Issue(t.Context(), at, dev, csrOf(t, key, dev), enroll.IssueOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.connected(at, dev, c.Serial)
+		user := wire.CertUser(dev, c.Serial)
+		r.online(dev, c.Serial)
+		ev, err := r.e.Remove(t.Context(), at, dev, "ops")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ev.Clean || ev.Live != 1 || ev.Closed > time.Millisecond || ev.Verified != 5*time.Second || r.broker.isOpen(user) {
+			t.Errorf("%+v", ev)
+		}
+		r.do(func(tx *bolt.Tx) error {
+			if _, err := tx.Device(dev); !fleet.Is(err, fleet.NotFound) {
+				t.Errorf("it is there: %v", err)
+			}
+			if st, err := tx.Status(dev); err != nil || st.Online {
+				t.Errorf("%+v, %v", st, err)
+			}
+			return nil
+		})
+		for _, s := range []fleet.Serial{old.Serial, c.Serial} {
+			if c := r.cert(s); c.State != pki.Revoked || c.Reason != 5 || c.By != "ops" {
+				t.Errorf("%+v", c)
+			}
+		}
+		time.Sleep(time.Hour)
+		again, err := r.e.Remove(t.Context(), time.Now(), dev, "ops")
+		if err != nil || !again.Clean || again.Live != 0 || !again.StoredAt.Equal(at) {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		if _, err := r.e.Remove(t.Context(), at, "nobody", "ops"); !fleet.Is(err, fleet.NotFound) {
+			t.Errorf("unknown device: %v", err)
+		}
+		// Another device of the same name is not kept out, and the key is not taken again.
+		r.addDevice(dev)
+		_, err = r.e.Issue(t.Context(), time.Now(), dev, csrOf(t, key, dev), enroll.IssueOptions{})
+		wantCode(t, err, fleet.Forbidden, pki.CodeKeyRevoked)
+		r.addDevice("pump-8")
+		_, err = r.e.Issue(t.Context(), time.Now(), "pump-8", csrOf(t, key, "pump-8"), enroll.IssueOptions{})
+		wantCode(t, err, fleet.Conflict, pki.CodeKeyInUse)
+		r.enrolled(time.Now(), dev)
+	})
+}
+
+// kill -9 right after a removal was stored: Run closes what is open. A device that is added under its name meanwhile may
+// use the fallback.
+func TestRemoveResumes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, enroll.Policy{})
+		at := time.Now()
+		c := r.enrolled(at, dev)
+		user := wire.CertUser(dev, c.Serial)
+		r.online(dev, c.Serial)
+		r.broker.fail(errors.New("connection refused"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		ev, err := r.e.Remove(ctx, at, dev, "ops")
+		if err != nil || ev.Clean || ev.Detail == "" || !ev.LastLook.IsZero() {
+			t.Errorf("%+v, %v", ev, err)
+		}
+		r.kill(enroll.Policy{})
+		r.broker.fail(nil)
+		stop := r.running()
+		defer stop()
+		time.Sleep(10 * time.Second)
+		if r.broker.isOpen(user) {
+			t.Error("the session lives on")
+		}
+		r.addDevice(dev)
+		r.broker.connect(string(dev))
+		time.Sleep(2 * time.Minute)
+		if !r.broker.isOpen(string(dev)) || len(r.closings()) != 0 {
+			t.Errorf("the new device was closed, or %v is left", r.closings())
 		}
 	})
 }
@@ -362,7 +529,7 @@ func TestSweepExpires(t *testing.T) {
 		if err != nil || s.Expired != 1 || s.Open != 1 {
 			t.Errorf("%+v, %v", s, err)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(2 * time.Minute)
 		if r.broker.isOpen(user) || len(r.closings()) != 0 || r.cert(c.Serial).State != pki.Expired {
 			t.Error("the session outlived its certificate")
 		}

@@ -319,6 +319,14 @@ func (r *rig) wantOutbox(want ...[3]string) {
 	}
 }
 
+// disable is for an operator who does not wait for the proof.
+func (r *rig) disable(at time.Time, id fleet.DeviceID) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	_, err := r.e.Disable(ctx, at, id, "ops")
+	return err
+}
+
 func (r *rig) connected(at time.Time, id fleet.DeviceID, s fleet.Serial) {
 	r.t.Helper()
 	r.do(func(tx *bolt.Tx) error { return r.e.Connected(tx, at, id, s) })

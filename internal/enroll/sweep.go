@@ -44,8 +44,13 @@ func (e *Enroller) Sweep(ctx context.Context, at time.Time) (Swept, error) {
 		return s, err
 	}
 	err = e.c.View(ctx, func(tx Tx) error {
-		open, err := tx.Closings()
-		s.Open = len(open)
+		s.Open = 0
+		list, err := tx.Closings()
+		for _, c := range list {
+			if c.Open() {
+				s.Open++
+			}
+		}
 		return err
 	})
 	if s.Open > 0 {

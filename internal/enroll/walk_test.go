@@ -160,11 +160,13 @@ func (w *walk) step(d *simDevice) {
 func (w *walk) toggle(d *simDevice) {
 	w.t.Helper()
 	off := w.device(d.id).Disabled
-	f := w.e.Disable
+	var err error
 	if off {
-		f = w.e.Enable
+		err = w.e.Enable(w.t.Context(), time.Now(), d.id, "ops")
+	} else {
+		err = w.disable(time.Now(), d.id)
 	}
-	if err := f(w.t.Context(), time.Now(), d.id, "ops"); err != nil {
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	d.barred = !off || w.device(d.id).RecoveryOff != ""

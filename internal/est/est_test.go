@@ -327,7 +327,8 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("the refusals left %d certificates", len(list))
 	}
 
-	fatal(t, r.e.Disable(t.Context(), time.Now(), dev, "ops"))
+	_, err = r.e.Disable(t.Context(), time.Now(), dev, "ops")
+	fatal(t, err)
 	for _, a := range []ask{renew(csr(t, newKey(t), like(first))), enrol(good)} {
 		if res, text := r.ask(a); res.StatusCode != 403 {
 			t.Errorf("a disabled device: %s %d %s", a.op, res.StatusCode, text)

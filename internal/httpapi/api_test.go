@@ -51,9 +51,13 @@ func TestDevices(t *testing.T) {
 		t.Errorf("after the patches: %+v", d)
 	}
 	for range 2 {
-		w.want(w.send(access.Operator, "POST", "/devices/s1/disable", nil), 200, "").decode(t, &d)
+		var out api.ShutOut
+		w.want(w.send(access.Operator, "POST", "/devices/s1/disable", nil), 200, "").decode(t, &out)
+		if out.Device != "s1" || !out.Clean || out.VerifiedAfter == "" || out.StoredAt.Sub(w.now) > time.Second || out.ClosedAt.IsZero() || !out.EndedAt.IsZero() || !out.RefusedAt.IsZero() || out.LastLook.IsZero() {
+			t.Errorf("%+v", out)
+		}
 	}
-	if !d.Disabled {
+	if w.want(w.send(access.Viewer, "GET", "/devices/s1", nil), 200, "").decode(t, &d); !d.Disabled {
 		t.Error("not disabled")
 	}
 	if w.want(w.send(access.Operator, "POST", "/devices/s1/enable", nil), 200, "").decode(t, &d); d.Disabled {
@@ -66,6 +70,10 @@ func TestDevices(t *testing.T) {
 		t.Errorf("the device shows its password: %s", res.body)
 	}
 	w.want(w.send(access.Operator, "POST", "/devices/none/disable", nil), 404, "not_found")
+	w.want(w.send(access.Viewer, "DELETE", "/devices/s1", nil), 403, "role_too_low")
+	w.want(w.send(access.Operator, "DELETE", "/devices/s1", nil), 200, "")
+	w.want(w.send(access.Viewer, "GET", "/devices/s1", nil), 404, "not_found")
+	w.want(w.send(access.Operator, "DELETE", "/devices/s1", nil), 404, "not_found") // it never had a certificate
 }
 
 func TestImportIsAllOrNothing(t *testing.T) {
@@ -477,6 +485,7 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	delete(left, "previewTarget") // changes nothing
 	do("updateDevice", "PATCH", "/devices/n1", `{"hardware":"b"}`)
 	do("disableDevice", "POST", "/devices/n1/disable", nil)
+	do("removeDevice", "DELETE", "/devices/n2", nil)
 	do("enableDevice", "POST", "/devices/n1/enable", nil)
 	do("newFallbackPassword", "POST", "/devices/n1/fallback-password", nil)
 	do("newEnrolmentPassword", "POST", "/devices/n1/enrolment-password", `{"for":"1h"}`)
@@ -485,6 +494,8 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("renewServerCertificate", "POST", "/server-certificates/ops/renewal", nil)
 	do("signRevocationList", "POST", "/revocation-lists/"+string(w.Issuer.ID()), nil)
 	do("publishTrustBundle", "POST", "/trust/bundle", api.NewTrustBundle{RootsPEM: string(w.Trust)})
+	do("blockKey", "POST", "/blocked-keys", api.NewBlockedKey{SHA256: strings.Repeat("ab", 32), Why: "leaked"})
+	do("unblockKey", "DELETE", "/blocked-keys/"+strings.Repeat("ab", 32), nil)
 	do("setCertificatePolicy", "PUT", "/certificates/policy", `{"lifetime":"1440h"}`)
 	do("revokeCertificate", "POST", "/certificates/"+cert.Serial+"/revocation", `{}`)
 	do("addSigningKey", "POST", "/firmware/keys", api.NewSigningKey{PublicKey: pub})

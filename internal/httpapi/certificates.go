@@ -109,16 +109,12 @@ func (s *Server) revokeCertificate(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	out := api.RevocationReport{
-		Certificate: showCertificate(r.Certificate), Connections: r.Live, Clean: r.Clean, Detail: r.Detail,
-		StoredAfter: took(r.Stored), ClosedAfter: took(r.Closed), VerifiedAfter: took(r.Verified), StoredAt: r.Certificate.RevokedAt, ClosedAt: r.Certificate.ClosedAt,
-	}
-	if s.c.Refusal != nil {
-		if why, at, did := s.c.Refusal(r.Certificate.Device); did && !at.Before(r.Certificate.RevokedAt) {
-			out.RefusedAt, out.RefusedWhy = at, why
-		}
-	}
-	return ok(out)
+	ev := r.Evidence
+	return ok(api.RevocationReport{
+		Certificate: showCertificate(r.Certificate), Connections: ev.Live, Clean: ev.Clean, Detail: ev.Detail,
+		StoredAfter: took(ev.Stored), ClosedAfter: took(ev.Closed), VerifiedAfter: took(ev.Verified), StoredAt: ev.StoredAt, ClosedAt: ev.ClosedAt, EndedAt: ev.EndedAt,
+		RefusedAt: ev.Refused.At, RefusedWhy: ev.Refused.Why, LastLook: ev.LastLook,
+	})
 }
 
 // took shows how long a step took, empty if it was not done.

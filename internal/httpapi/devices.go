@@ -177,17 +177,6 @@ func ifMatch(r *http.Request) (*uint64, error) {
 	return nil, fleet.Coded(fleet.Invalid, "if_match_invalid", "If-Match: send the ETag of the device as it was given")
 }
 
-func (s *Server) disableDevice(c *call) (answer, error) {
-	id, err := c.device()
-	if err != nil {
-		return answer{}, err
-	}
-	if err := s.c.Doors.Disable(c.ctx, c.at, id, c.who.Name); err != nil {
-		return answer{}, err
-	}
-	return s.showNow(c, http.StatusOK, id)
-}
-
 func (s *Server) enableDevice(c *call) (answer, error) {
 	id, err := c.device()
 	if err != nil {

@@ -30,6 +30,7 @@ var operations = []operation{
 	{id: "previewTarget", method: http.MethodPost, path: "/targets/preview", role: access.Viewer, body: jsonBody, do: (*Server).previewTarget},
 	{id: "getDevice", method: http.MethodGet, path: "/devices/:device", role: access.Viewer, do: (*Server).getDevice},
 	{id: "updateDevice", method: http.MethodPatch, path: "/devices/:device", role: access.Operator, body: jsonBody, do: (*Server).updateDevice},
+	{id: "removeDevice", method: http.MethodDelete, path: "/devices/:device", role: access.Operator, do: (*Server).removeDevice},
 	{id: "disableDevice", method: http.MethodPost, path: "/devices/:device/disable", role: access.Operator, do: (*Server).disableDevice},
 	{id: "enableDevice", method: http.MethodPost, path: "/devices/:device/enable", role: access.Operator, do: (*Server).enableDevice},
 	{id: "newFallbackPassword", method: http.MethodPost, path: "/devices/:device/fallback-password", role: access.Operator, do: (*Server).newFallbackPassword},
@@ -46,6 +47,9 @@ var operations = []operation{
 	{id: "forecastCertificates", method: http.MethodGet, path: "/certificates/forecast", query: []string{"within", "limit"}, role: access.Viewer, do: (*Server).forecastCertificates},
 	{id: "getCertificatePolicy", method: http.MethodGet, path: "/certificates/policy", role: access.Viewer, do: (*Server).getCertificatePolicy},
 	{id: "setCertificatePolicy", method: http.MethodPut, path: "/certificates/policy", role: access.Admin, body: jsonBody, do: (*Server).setCertificatePolicy},
+	{id: "listBlockedKeys", method: http.MethodGet, path: "/blocked-keys", role: access.Viewer, do: (*Server).listBlockedKeys},
+	{id: "blockKey", method: http.MethodPost, path: "/blocked-keys", role: access.Operator, body: jsonBody, do: (*Server).blockKey},
+	{id: "unblockKey", method: http.MethodDelete, path: "/blocked-keys/:key", role: access.Admin, do: (*Server).unblockKey},
 	{id: "getCertificate", method: http.MethodGet, path: "/certificates/:serial", role: access.Viewer, do: (*Server).getCertificate},
 	{id: "revokeCertificate", method: http.MethodPost, path: "/certificates/:serial/revocation", role: access.Operator, body: jsonBody, do: (*Server).revokeCertificate},
 

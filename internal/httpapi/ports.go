@@ -39,7 +39,9 @@ type (
 	// enroll.Enroller.
 	Doors interface {
 		// Disable refuses the device everywhere and closes its connections.
-		Disable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
+		Disable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (enroll.Evidence, error)
+		// Remove revokes the device's certificates, closes its connections and forgets it.
+		Remove(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (enroll.Evidence, error)
 		Enable(ctx context.Context, at time.Time, id fleet.DeviceID, by string) error
 		// NewPassword makes a fallback password that replaces all others of the device.
 		NewPassword(ctx context.Context, at time.Time, id fleet.DeviceID, by string) (password string, err error)
@@ -77,6 +79,10 @@ type (
 		// TryPolicy says what SetPolicy would do, and whether it would refuse.
 		TryPolicy(ctx context.Context, at time.Time, t pki.Terms) (i pki.Impact, refused bool, err error)
 		SetPolicy(ctx context.Context, at time.Time, t pki.Terms, force bool, by string) (pki.Policy, pki.Impact, error)
+		// BlockKey is idempotent and returns the certificates that the key has.
+		BlockKey(ctx context.Context, at time.Time, h fleet.Hash, why, by string) (pki.BlockedKey, []pki.Certificate, error)
+		UnblockKey(ctx context.Context, at time.Time, h fleet.Hash, by string) error
+		BlockedKeys(ctx context.Context) ([]pki.BlockedKey, error)
 	}
 
 	// Lists are the revocation lists. It is revocation's use case.

@@ -18,7 +18,6 @@ import (
 
 	"muster/api"
 	"muster/internal/access"
-	"muster/internal/fleet"
 )
 
 // Config of a Server. All fields are needed except where a comment says otherwise.
@@ -31,12 +30,10 @@ type Config struct {
 	Recovery     Recovery
 	TrustBundles TrustBundles
 	Lists        Lists
-	// Refusal tells why the broker last refused a device, if it did; may be nil.
-	Refusal    func(fleet.DeviceID) (why string, at time.Time, ok bool)
-	Firmware   Firmware
-	Rollouts   Rollouts
-	Quarantine Quarantine
-	Operators  Operators
+	Firmware     Firmware
+	Rollouts     Rollouts
+	Quarantine   Quarantine
+	Operators    Operators
 
 	Trust     func(context.Context) ([]byte, error) // the root certificates that devices need, PEM
 	TrustKey  *ecdsa.PublicKey                      // by which devices check new trust bundles

@@ -12,8 +12,8 @@ import (
 
 // KeyPolicy says which public keys may get a certificate. The zero value allows EC P-256 and P-384.
 type KeyPolicy struct {
-	RSA     bool                // allow RSA of 2048 to 4096 bits with exponent 65537 too
-	Blocked map[fleet.Hash]bool // hashes (KeyHash) of keys that are known to the world
+	RSA     bool                  // allow RSA of 2048 to 4096 bits with exponent 65537 too
+	Blocked func(fleet.Hash) bool // which keys (KeyHash) are known to the world; nil: none
 }
 
 // CheckKey returns an Unprocessable error if p does not allow the key in spki, a SubjectPublicKeyInfo in DER.
@@ -26,8 +26,8 @@ func (p KeyPolicy) CheckKey(spki []byte) error {
 }
 
 func (p KeyPolicy) check(key any, spki []byte) error {
-	if p.Blocked[KeyHash(spki)] {
-		return refuseKey("this key is known to others: make a new one")
+	if p.Blocked != nil && p.Blocked(KeyHash(spki)) {
+		return KeyKnown()
 	}
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
@@ -44,6 +44,9 @@ func (p KeyPolicy) check(key any, spki []byte) error {
 	}
 	return refuseKey("use EC P-256 or P-384")
 }
+
+// KeyKnown refuses a key whose private half is known to others.
+func KeyKnown() error { return refuseKey("it is known to others: make a new one") }
 
 func refuseKey(why string) error {
 	return fleet.Coded(fleet.Unprocessable, CodeKey, "the public key is not allowed: %s", why)

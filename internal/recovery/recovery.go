@@ -198,7 +198,11 @@ func knownKey(tx Tx, dev fleet.Device, h fleet.Hash) (bool, error) {
 			known = true
 		}
 	}
-	return known, nil
+	_, blocked, err := tx.BlockedKey(h)
+	if err == nil && blocked {
+		err = pki.KeyKnown()
+	}
+	return known, err
 }
 
 // requestID is the name of a request: 64 bits of the key's hash.

@@ -166,6 +166,22 @@ func (tx *Tx) DropEnrolment(id fleet.DeviceID) error {
 	return tx.b.Bucket(bucketEnrolments).Delete([]byte(id))
 }
 
+// BlockedKey returns the entry of a key that gets no certificate; false if it is not blocked.
+func (tx *Tx) BlockedKey(h fleet.Hash) (pki.BlockedKey, bool, error) {
+	return get[pki.BlockedKey](tx, bucketBlocked, []byte(h))
+}
+
+// PutBlockedKey stores k.
+func (tx *Tx) PutBlockedKey(k pki.BlockedKey) error { return put(tx, bucketBlocked, []byte(k.SHA256), k) }
+
+// DropBlockedKey removes the entry of a key; one that is gone already does not matter.
+func (tx *Tx) DropBlockedKey(h fleet.Hash) error { return tx.b.Bucket(bucketBlocked).Delete([]byte(h)) }
+
+// BlockedKeys returns all of them, in order of their hashes.
+func (tx *Tx) BlockedKeys() ([]pki.BlockedKey, error) {
+	return all[pki.BlockedKey](tx, bucketBlocked, nil)
+}
+
 // all returns the records of bucket whose key has prefix.
 func all[T any](tx *Tx, bucket, prefix []byte) ([]T, error) {
 	var out []T

@@ -35,7 +35,7 @@ func (d *DB) Check(ctx context.Context) ([]string, error) {
 		if len(found) > 0 {
 			return nil // nothing that is read from broken pages means anything
 		}
-		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkEnrolments, checkRepairs, checkRollouts, checkTokens} {
+		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkEnrolments, checkBlocked, checkRepairs, checkRollouts, checkTokens} {
 			if err := check(tx, say); err != nil {
 				say("%v", err)
 			}
@@ -43,6 +43,16 @@ func (d *DB) Check(ctx context.Context) ([]string, error) {
 		return nil
 	})
 	return found, err
+}
+
+// checkBlocked holds each blocked key to its hash.
+func checkBlocked(tx *Tx, say func(string, ...any)) error {
+	return each(tx, bucketBlocked, nil, func(k []byte, b pki.BlockedKey) (bool, error) {
+		if _, err := fleet.ParseHash(string(k)); err != nil || string(k) != string(b.SHA256) || b.By == "" || b.Since.IsZero() {
+			say("blocked key %q: hash, time and operator do not fit together", k)
+		}
+		return true, nil
+	})
 }
 
 // checkEnrolments holds each enrolment password to its device and to the key it is bound to.
@@ -100,8 +110,8 @@ func checkCertificates(tx *Tx, say func(string, ...any)) error {
 		if string(k) != string(c.Serial) {
 			say("certificate %q names itself %s", k, c.Serial)
 		}
-		if _, ok, err := get[fleet.Device](tx, bucketDevices, []byte(c.Device)); err != nil || !ok {
-			say("certificate %s: no device %s", c.Serial, c.Device)
+		if _, ok, err := get[fleet.Device](tx, bucketDevices, []byte(c.Device)); err != nil || !ok && c.State != pki.Revoked && c.State != pki.Expired {
+			say("certificate %s is %s, and there is no device %s", c.Serial, c.State, c.Device) // a removed device leaves ended ones
 		}
 		if c.State != pki.Intended && c.State.Live() && len(c.Chain) == 0 {
 			say("certificate %s is %s and has no chain", c.Serial, c.State)

@@ -35,6 +35,7 @@ type DB struct {
 	// writer is held by the one writer, so that what watchers see has the order of the commits.
 	writer   chan struct{}
 	watchers []func(admission.Record)
+	removals []func(fleet.DeviceID)
 }
 
 // Open opens or creates the store in the file path and brings its schema up to date. A second process is refused after
@@ -73,6 +74,9 @@ func (d *DB) Path() string { return d.path }
 // the order of the commits. Call it before the first Update.
 func (d *DB) WatchCredentials(f func(admission.Record)) { d.watchers = append(d.watchers, f) }
 
+// WatchRemovals makes f hear of every device that was removed, as WatchCredentials does of changes.
+func (d *DB) WatchRemovals(f func(fleet.DeviceID)) { d.removals = append(d.removals, f) }
+
 // Update runs f in the one write transaction and commits if f returns nil. It gives up when ctx ends before its turn.
 // Errors of f come back as they are; failures of the file are of kind Full or Unavailable.
 func (d *DB) Update(ctx context.Context, f func(*Tx) error) error {
@@ -84,6 +88,7 @@ func (d *DB) Update(ctx context.Context, f func(*Tx) error) error {
 	defer func() { <-d.writer }()
 
 	var records []admission.Record
+	var removed []fleet.DeviceID
 	err := d.bolt.Update(func(b *bbolt.Tx) error {
 		tx := &Tx{b: b, touched: map[fleet.DeviceID]bool{}, headers: map[fleet.RolloutID]*header{}}
 		if err := f(tx); err != nil {
@@ -93,7 +98,7 @@ func (d *DB) Update(ctx context.Context, f func(*Tx) error) error {
 			return err
 		}
 		var err error
-		records, err = tx.changedRecords()
+		records, removed, err = tx.changedRecords()
 		return err
 	})
 	if err != nil {
@@ -102,6 +107,11 @@ func (d *DB) Update(ctx context.Context, f func(*Tx) error) error {
 	for _, r := range records {
 		for _, w := range d.watchers {
 			w(r)
+		}
+	}
+	for _, id := range removed {
+		for _, w := range d.removals {
+			w(id)
 		}
 	}
 	return nil

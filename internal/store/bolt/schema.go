@@ -31,6 +31,7 @@ var (
 	bucketClosings      = []byte("closings")        // broker user
 	bucketTrust         = []byte("trust")           // be64 version of a trust bundle
 	bucketEnrolments    = []byte("enrolments")      // device
+	bucketBlocked       = []byte("blocked-keys")    // key hash
 
 	bucketReleases = []byte("releases")  // product · version
 	bucketKeys     = []byte("keys")      // key id
@@ -61,7 +62,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments, bucketBlocked,
 	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,

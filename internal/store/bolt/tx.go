@@ -44,24 +44,26 @@ func (tx *Tx) flush() error {
 	return nil
 }
 
-// changedRecords returns the admission records of the touched devices.
-func (tx *Tx) changedRecords() ([]admission.Record, error) {
-	out := make([]admission.Record, 0, len(tx.touched))
+// changedRecords returns the admission records of the touched devices, and which of them do not exist: a certificate
+// whose device does not exist lets nobody in.
+func (tx *Tx) changedRecords() (out []admission.Record, gone []fleet.DeviceID, err error) {
+	out = make([]admission.Record, 0, len(tx.touched))
 	for id := range tx.touched {
 		d, err := tx.Device(id)
 		if fleet.Is(err, fleet.NotFound) {
-			continue // a certificate whose device does not exist lets nobody in
+			gone = append(gone, id)
+			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		r, err := tx.record(d)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		out = append(out, r)
 	}
-	return out, nil
+	return out, gone, nil
 }
 
 // record derives what lets d in.
