@@ -13,9 +13,9 @@ import (
 func TestOutageOfTheAuthBackend(t *testing.T) {
 	timing := simdev.DefaultTiming()
 	timing.KeepAlive, timing.TelemetryEvery, timing.Spread = 10*time.Second, 4*time.Second, time.Second // the broker forgets what it asked after 3 s
-	timing.BackoffBase, timing.BackoffCap = 2*time.Second, 6*time.Second
+	timing.BackoffBase, timing.BackoffCap = 1500*time.Millisecond, 5*time.Second
 	timing.Fallback = simdev.Policy{Refusals: timing.Fallback.Refusals, After: 2 * time.Minute, NewTries: timing.Fallback.NewTries}
-	r, err := Run(t.Context(), Options{Dir: t.TempDir() + "/world", Devices: 50, Outage: 9 * time.Second, Timing: timing, Say: func(s string) { t.Log(s) }})
+	r, err := Run(t.Context(), Options{Dir: t.TempDir() + "/world", Devices: 50, Outage: 7 * time.Second, Timing: timing, Say: func(s string) { t.Log(s) }})
 	if err != nil {
 		t.Fatal(err)
 	}
