@@ -236,3 +236,32 @@ func TestRootKeysByURI(t *testing.T) {
 	}
 	has(t, d.run("ca", "root", "show", "--root", root, "--output", "json"), string(fleet.SerialOf(c.SerialNumber)), string(pki.KeyHash(c.RawSubjectPublicKeyInfo)))
 }
+
+func TestBlockKeys(t *testing.T) {
+	d := sit(t, nil)
+	k := ec(t, elliptic.P256())
+	spki, err := x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sec1, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inPEM := func(kind string, der []byte) string {
+		return d.file("key.pem", string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})))
+	}
+	hash := string(pki.KeyHash(spki))
+	for _, what := range []string{strings.ToUpper(hash), inPEM("PUBLIC KEY", spki), inPEM("PRIVATE KEY", private), inPEM("EC PRIVATE KEY", sec1), csrFile(d, "k.csr", k, nil)} {
+		has(t, d.run("certs", "block-key", what, "--why", "in a repository"), "blocked "+hash)
+	}
+	has(t, d.run("certs", "blocked-keys"), hash, "in a repository", "t-admin")
+	d.fails(2, "neither a hash", "certs", "block-key", d.file("x", "x"))
+	d.fails(2, "no public key", "certs", "block-key", inPEM("PUBLIC KEY", spki[:20]))
+	d.run("certs", "unblock-key", hash)
+	d.fails(3, "no operator blocked", "certs", "unblock-key", hash)
+}
