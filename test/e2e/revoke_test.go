@@ -41,6 +41,9 @@ func TestRevokedDeviceIsThrownOutAndRefusedAtEveryDoor(t *testing.T) {
 			t.Errorf("%s after %q", what, text)
 		}
 	}
+	if r.StoredAt.Before(begin.Add(-time.Minute)) || r.ClosedAt.Before(r.StoredAt) || r.RefusedAt.Before(r.StoredAt) || r.RefusedWhy == "" {
+		t.Errorf("evidence: stored %s, closed %s, refused %s because %q", r.StoredAt, r.ClosedAt, r.RefusedAt, r.RefusedWhy)
+	}
 	s.await("thrown out", func() bool { return s.did(mark, id, simdev.Disconnected) > 0 })
 	s.await("refused", func() bool { return s.did(mark, id, simdev.Refused) > 0 })
 	s.wantRefused(id, s.front(id, kit))
@@ -60,10 +63,29 @@ func TestRevokedDeviceIsThrownOutAndRefusedAtEveryDoor(t *testing.T) {
 	if d := s.device(id); d.Status.Online {
 		t.Errorf("muster takes it for online: %+v", d.Status)
 	}
+	// The world outside can see it, too.
+	lists := read[[]api.RevocationList](s, "certs", "crl")
+	s.await("it is on the list", func() bool {
+		l := read[api.RevocationList](s, "certs", "crl", "--issuer", lists[0].Issuer, "--out", filepath.Join(s.dir, "list.pem"))
+		out, _ := s.command("openssl", "crl", "-in", filepath.Join(s.dir, "list.pem"), "-noout", "-text")
+		return l.Entries > 0 && strings.Contains(strings.ToLower(out), string(r.Certificate.Serial))
+	})
+	chain := s.write("chain.pem", []byte(s.muster("certs", "show", "--pem", string(r.Certificate.Serial))))
+	issuer := s.write("issuer.pem", []byte(secondBlock(s.file(chain))))
+	if said, code := s.command("openssl", "ocsp", "-issuer", issuer, "-cert", chain, "-CAfile", s.w.CAFile, "-url", s.w.URL+"/ocsp"); code != 0 || !strings.Contains(said, "revoked") || !strings.Contains(said, "verify OK") {
+		t.Errorf("OCSP: %d %s", code, said)
+	}
 	again := s.muster("certs", "revoke", string(r.Certificate.Serial))
 	if !strings.Contains(again, "refused after") {
 		t.Errorf("revoking it again prints %q", again)
 	}
+}
+
+// secondBlock returns the second PEM block of a text.
+func secondBlock(text string) string {
+	const end = "-----END CERTIFICATE-----\n"
+	_, rest, _ := strings.Cut(text, end)
+	return rest
 }
 
 func TestDisabledDeviceComesBackWhenItIsEnabled(t *testing.T) {
