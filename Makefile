@@ -10,14 +10,19 @@ DEVICES ?= 2000
 OUTAGE ?= 5m
 
 .DEFAULT_GOAL := help
-.PHONY: help build broker demo test test-unit lint bench fuzz soak stampede generate tools clean
+.PHONY: help build pkcs11 broker demo test test-unit lint bench fuzz soak stampede generate tools clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build musterd, muster and devicesim into bin/ (static, no cgo)
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+pkcs11: tools ## build musterd-pkcs11 and muster-pkcs11, for CA keys in an HSM: with cgo, so gcc and this machine's libc
+	@mkdir -p $(BIN)
+	@for p in musterd muster; do CGO_ENABLED=1 $(GO) build -trimpath -tags pkcs11 -ldflags '$(LDFLAGS)' -o $(BIN)/$$p-pkcs11 ./cmd/$$p || exit 1; done
+	@echo "made $(BIN)/musterd-pkcs11 and $(BIN)/muster-pkcs11: they need this libc, and the PKCS #11 module of your HSM (module-path=...)"
 
 broker: tools ## run a private RabbitMQ for the musterd of CONFIG=muster/musterd.yaml, until Ctrl-C
 	@mkdir -p $(BIN)/test && $(GO) build -o $(BIN)/test/ ./test/broker
@@ -31,6 +36,7 @@ test: tools ## run everything: unit, property, fuzz seeds and scenarios on a rea
 	$(GO) run ./test/prepare
 	$(GO) vet ./...
 	$(GO) test -race -timeout 540s ./...
+	CGO_ENABLED=1 $(GO) test -tags pkcs11 -timeout 180s ./test/pkcs11
 
 test-unit: ## run what needs no RabbitMQ
 	$(GO) test -race $$($(GO) list ./... | grep -v -e /test/ -e /internal/broker$$ -e /internal/devbroker)

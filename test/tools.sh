@@ -10,6 +10,7 @@ declare -A package=(
   [mmdebstrap]=mmdebstrap
   [unshare]=util-linux
   [pkill]=procps
+  [softhsm2-util]=softhsm2 # a PKCS #11 token for the keys of the CA
   [gcc]="gcc libc6-dev" # the race detector is linked by it
 )
 missing=()

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"muster/internal/ca/keystore"
 	"muster/internal/cli"
 )
 
@@ -275,10 +276,19 @@ func TestInitWithKeysByURI(t *testing.T) {
 	if code, out, errs := musterd(t, "config", "check", "-c", filepath.Join(dir, "musterd.yaml")); code != 0 || !strings.Contains(out, "softkms:path=") {
 		t.Errorf("%d %s %s", code, out, errs)
 	}
-	if code, _, errs := musterd(t, "init", "--data-dir", filepath.Join(work, "b"), "--set", "pki.device_key=pkcs11:token=x;object=y", "--set", "pki.server_key=awskms:key-id=x"); code != 1 || !strings.Contains(errs, "built without") {
+	if code, _, errs := musterd(t, "init", "--data-dir", filepath.Join(work, "b"), "--set", "pki.device_key=pkcs11:token=x;object=y", "--set", "pki.server_key=pkcs11:token=x;object=z"); code != 1 || !strings.Contains(errs, "built without") {
 		t.Errorf("%d %s", code, errs)
 	}
 	if code, _, errs := musterd(t, "init", "--data-dir", filepath.Join(work, "b"), "--set", "pki.device_key=softkms:x", "--set", "pki.server_key=softkms:x"); code != exitConfig || !strings.Contains(errs, "must differ") {
 		t.Errorf("%d %s", code, errs)
+	}
+}
+
+// The key managers of clouds need no build of their own.
+func TestCloudKeyManagersAreCompiledIn(t *testing.T) {
+	for _, ref := range []string{"awskms:key-id=x", "cloudkms:projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1", "azurekms:name=k;vault=v", "softkms:path=/x"} {
+		if err := keystore.Check(ref); err != nil {
+			t.Error(err)
+		}
 	}
 }

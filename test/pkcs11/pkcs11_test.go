@@ -199,11 +199,11 @@ func (s *server) issue(id string) string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if out, err := s.ask(http.MethodPost, "/v1/devices", map[string]string{"id": id, "product": "lamp"}); err != nil || strings.Contains(out, "urn:") {
+	if out, err := s.ask(http.MethodPost, "/api/v1/devices", map[string]string{"id": id, "product": "lamp"}); err != nil || strings.Contains(out, "urn:") {
 		s.t.Fatal(out, err)
 	}
 	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
-	out, err := s.ask(http.MethodPost, "/v1/devices/"+id+"/certificates", map[string]string{"csr": csr})
+	out, err := s.ask(http.MethodPost, "/api/v1/devices/"+id+"/certificates", map[string]string{"csr": csr})
 	if err != nil {
 		s.t.Fatal(err)
 	}
