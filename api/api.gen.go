@@ -186,6 +186,27 @@ func (e JobState) Valid() bool {
 	}
 }
 
+// Defines values for MassRevocationState.
+const (
+	MassRevocationStateDone    MassRevocationState = "done"
+	MassRevocationStateDrill   MassRevocationState = "drill"
+	MassRevocationStateRunning MassRevocationState = "running"
+)
+
+// Valid indicates whether the value is a known member of the MassRevocationState enum.
+func (e MassRevocationState) Valid() bool {
+	switch e {
+	case MassRevocationStateDone:
+		return true
+	case MassRevocationStateDrill:
+		return true
+	case MassRevocationStateRunning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Reaction.
 const (
 	ReactionAbort    Reaction = "abort"
@@ -992,6 +1013,41 @@ type Limit struct {
 	Then Reaction `json:"then,omitempty,omitzero"`
 }
 
+// MassRevocation defines model for MassRevocation.
+type MassRevocation struct {
+	By string `json:"by,omitempty,omitzero"`
+
+	// Closing Users whose connections are being closed or looked for again at this moment, of whatever revocation.
+	Closing int `json:"closing"`
+
+	// Connections Sessions that were known to be open and were told to close; of a drill
+	Connections int       `json:"connections"`
+	DoneAt      time.Time `json:"done_at,omitempty,omitzero"`
+
+	// Estimate Of a drill.
+	Estimate string `json:"estimate,omitempty,omitzero"`
+
+	// Issuer Key id of the CA, hex.
+	Issuer string `json:"issuer"`
+
+	// Reason RFC 5280 §5.3.1. `unspecified` if none is given.
+	Reason RevocationReason `json:"reason,omitempty,omitzero"`
+
+	// Revoked So far.
+	Revoked int                 `json:"revoked"`
+	Since   time.Time           `json:"since,omitempty,omitzero"`
+	State   MassRevocationState `json:"state"`
+
+	// Took How long it took, or has taken so far.
+	Took string `json:"took,omitempty,omitzero"`
+
+	// Total Certificates that held when it was ordered.
+	Total int `json:"total"`
+}
+
+// MassRevocationState defines model for MassRevocation.State.
+type MassRevocationState string
+
 // NewBlockedKey defines model for NewBlockedKey.
 type NewBlockedKey struct {
 	// SHA256 Of the public key (SubjectPublicKeyInfo).
@@ -1032,6 +1088,15 @@ type NewDevice struct {
 	//
 	// Examples: sensor-0001
 	Product Label40 `json:"product"`
+}
+
+// NewMassRevocation defines model for NewMassRevocation.
+type NewMassRevocation struct {
+	// Drill Change nothing.
+	Drill bool `json:"drill,omitempty,omitzero"`
+
+	// Reason RFC 5280 §5.3.1. `unspecified` if none is given.
+	Reason RevocationReason `json:"reason,omitempty,omitzero"`
 }
 
 // NewRepair defines model for NewRepair.
@@ -2379,6 +2444,9 @@ type SetFloorJSONRequestBody = FloorMark
 // AddSecureBootKeyJSONRequestBody defines body for AddSecureBootKey for application/json ContentType.
 type AddSecureBootKeyJSONRequestBody = NewSecureBootKey
 
+// RevokeIssuerJSONRequestBody defines body for RevokeIssuer for application/json ContentType.
+type RevokeIssuerJSONRequestBody = NewMassRevocation
+
 // RepairDeviceJSONRequestBody defines body for RepairDevice for application/json ContentType.
 type RepairDeviceJSONRequestBody = NewRepair
 
@@ -2889,6 +2957,35 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
 	RevokeSecureBootKey(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetMassRevocation How far the revocation of all certificates of an issuer is.
+	//
+	// Corresponds with GET /issuers/{issuer}/revocation (the `GetMassRevocation` operationId).
+	GetMassRevocation(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeIssuerWithBody Revoke every certificate of an issuer that holds, or try how long that would take.
+	//
+	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+	// and sessions it would be, and estimates the time.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+	RevokeIssuerWithBody(ctx context.Context, issuer string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeIssuer Revoke every certificate of an issuer that holds, or try how long that would take.
+	//
+	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+	// and sessions it would be, and estimates the time.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+	RevokeIssuer(ctx context.Context, issuer string, body RevokeIssuerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetSpec This document.
 	//
@@ -4145,6 +4242,65 @@ func (c *Client) AddSecureBootKey(ctx context.Context, body AddSecureBootKeyJSON
 // Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
 func (c *Client) RevokeSecureBootKey(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRevokeSecureBootKeyRequest(c.Server, product, digest)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetMassRevocation How far the revocation of all certificates of an issuer is.
+//
+// Corresponds with GET /issuers/{issuer}/revocation (the `GetMassRevocation` operationId).
+func (c *Client) GetMassRevocation(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMassRevocationRequest(c.Server, issuer)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeIssuerWithBody Revoke every certificate of an issuer that holds, or try how long that would take.
+//
+// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+// and sessions it would be, and estimates the time.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+func (c *Client) RevokeIssuerWithBody(ctx context.Context, issuer string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeIssuerRequestWithBody(c.Server, issuer, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeIssuer Revoke every certificate of an issuer that holds, or try how long that would take.
+//
+// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+// and sessions it would be, and estimates the time.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+func (c *Client) RevokeIssuer(ctx context.Context, issuer string, body RevokeIssuerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeIssuerRequest(c.Server, issuer, body)
 	if err != nil {
 		return nil, err
 	}
@@ -6663,6 +6819,87 @@ func NewRevokeSecureBootKeyRequest(server string, product Label40, digest SHA256
 	return req, nil
 }
 
+// NewGetMassRevocationRequest constructs an http.Request for the GetMassRevocation method
+func NewGetMassRevocationRequest(server string, issuer string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "issuer", issuer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/issuers/%s/revocation", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRevokeIssuerRequest calls the generic RevokeIssuer builder with application/json body
+func NewRevokeIssuerRequest(server string, issuer string, body RevokeIssuerJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRevokeIssuerRequestWithBody(server, issuer, "application/json", bodyReader)
+}
+
+// NewRevokeIssuerRequestWithBody constructs an http.Request for the RevokeIssuer method, with any body, and a specified content type
+func NewRevokeIssuerRequestWithBody(server string, issuer string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "issuer", issuer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/issuers/%s/revocation", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetSpecRequest constructs an http.Request for the GetSpec method
 func NewGetSpecRequest(server string) (*http.Request, error) {
 	var err error
@@ -8732,6 +8969,37 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /firmware/secure-boot-keys/{product}/{digest}/revoke (the `RevokeSecureBootKey` operationId).
 	RevokeSecureBootKeyWithResponse(ctx context.Context, product Label40, digest SHA256, reqEditors ...RequestEditorFn) (*RevokeSecureBootKeyResponse, error)
+
+	// GetMassRevocationWithResponse How far the revocation of all certificates of an issuer is.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /issuers/{issuer}/revocation (the `GetMassRevocation` operationId).
+	GetMassRevocationWithResponse(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*GetMassRevocationResponse, error)
+
+	// RevokeIssuerWithBodyWithResponse Revoke every certificate of an issuer that holds, or try how long that would take.
+	//
+	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+	// and sessions it would be, and estimates the time.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+	RevokeIssuerWithBodyWithResponse(ctx context.Context, issuer string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RevokeIssuerResponse, error)
+
+	// RevokeIssuerWithResponse Revoke every certificate of an issuer that holds, or try how long that would take.
+	//
+	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+	// and sessions it would be, and estimates the time.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+	RevokeIssuerWithResponse(ctx context.Context, issuer string, body RevokeIssuerJSONRequestBody, reqEditors ...RequestEditorFn) (*RevokeIssuerResponse, error)
 
 	// GetSpecWithResponse This document.
 	//
@@ -11054,6 +11322,102 @@ func (r RevokeSecureBootKeyResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RevokeSecureBootKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetMassRevocationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *MassRevocation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetMassRevocationResponse) GetJSON200() *MassRevocation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetMassRevocationResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetMassRevocationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetMassRevocationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetMassRevocationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetMassRevocationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeIssuerResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *MassRevocation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevokeIssuerResponse) GetJSON200() *MassRevocation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeIssuerResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeIssuerResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeIssuerResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeIssuerResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeIssuerResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -13735,6 +14099,55 @@ func (c *ClientWithResponses) RevokeSecureBootKeyWithResponse(ctx context.Contex
 	return ParseRevokeSecureBootKeyResponse(rsp)
 }
 
+// GetMassRevocationWithResponse How far the revocation of all certificates of an issuer is.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /issuers/{issuer}/revocation (the `GetMassRevocation` operationId).
+func (c *ClientWithResponses) GetMassRevocationWithResponse(ctx context.Context, issuer string, reqEditors ...RequestEditorFn) (*GetMassRevocationResponse, error) {
+	rsp, err := c.GetMassRevocation(ctx, issuer, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetMassRevocationResponse(rsp)
+}
+
+// RevokeIssuerWithBodyWithResponse Revoke every certificate of an issuer that holds, or try how long that would take.
+//
+// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+// and sessions it would be, and estimates the time.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+func (c *ClientWithResponses) RevokeIssuerWithBodyWithResponse(ctx context.Context, issuer string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RevokeIssuerResponse, error) {
+	rsp, err := c.RevokeIssuerWithBody(ctx, issuer, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeIssuerResponse(rsp)
+}
+
+// RevokeIssuerWithResponse Revoke every certificate of an issuer that holds, or try how long that would take.
+//
+// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
+// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
+// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
+// and sessions it would be, and estimates the time.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /issuers/{issuer}/revocation (the `RevokeIssuer` operationId).
+func (c *ClientWithResponses) RevokeIssuerWithResponse(ctx context.Context, issuer string, body RevokeIssuerJSONRequestBody, reqEditors ...RequestEditorFn) (*RevokeIssuerResponse, error) {
+	rsp, err := c.RevokeIssuer(ctx, issuer, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeIssuerResponse(rsp)
+}
+
 // GetSpecWithResponse This document.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -15753,6 +16166,72 @@ func ParseRevokeSecureBootKeyResponse(rsp *http.Response) (*RevokeSecureBootKeyR
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest SecureBootKey
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetMassRevocationResponse parses an HTTP response from a GetMassRevocationWithResponse call
+func ParseGetMassRevocationResponse(rsp *http.Response) (*GetMassRevocationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetMassRevocationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest MassRevocation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeIssuerResponse parses an HTTP response from a RevokeIssuerWithResponse call
+func ParseRevokeIssuerResponse(rsp *http.Response) (*RevokeIssuerResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeIssuerResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest MassRevocation
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

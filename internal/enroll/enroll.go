@@ -39,6 +39,11 @@ type Tx interface {
 	CertificatesEnding(before time.Time, limit int) ([]pki.Certificate, error)
 	CertificatesDue(at time.Time, limit int) ([]pki.Certificate, error)
 	SupersededCertificates(before time.Time, limit int) ([]pki.Certificate, error)
+	CertificatesAfter(after fleet.Serial, limit int) ([]pki.Certificate, error)
+
+	MassRevocation(pki.IssuerID) (m pki.MassRevocation, ok bool, err error)
+	PutMassRevocation(pki.MassRevocation) error
+	MassRevocations() ([]pki.MassRevocation, error)
 
 	CertificatePolicy() (p pki.Policy, ok bool, err error)
 	PutCertificatePolicy(pki.Policy) error
@@ -157,6 +162,7 @@ type Enroller struct {
 
 	toSign  chan struct{} // capacity 1: there may be intents
 	toClose chan struct{} // capacity 1: there may be promises to close connections
+	toMass  chan struct{} // capacity 1: there may be a mass revocation
 
 	mu       sync.Mutex
 	signing  map[fleet.Serial]bool // guarded by mu: being signed at this moment
@@ -187,7 +193,7 @@ func New(c Config) (*Enroller, error) {
 	}
 	return &Enroller{
 		c: c, policy: p, caKeys: slices.Clone(c.Authority.KeyHashes()), signers: runtime.GOMAXPROCS(0),
-		toSign: make(chan struct{}, 1), toClose: make(chan struct{}, 1),
+		toSign: make(chan struct{}, 1), toClose: make(chan struct{}, 1), toMass: make(chan struct{}, 1),
 		signing: map[fleet.Serial]bool{}, settling: map[string]bool{},
 	}, nil
 }
@@ -205,12 +211,13 @@ func kick(c chan struct{}) {
 	}
 }
 
-// Run signs what is intended and closes the connections that were promised to be, until ctx ends. What a crash left
+// Run signs what is intended, closes the connections that were promised to be and carries out mass revocations, until ctx ends. What a crash left
 // behind comes first. Run it once.
 func (e *Enroller) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { e.signLoop(ctx); return nil })
 	g.Go(func() error { e.closeLoop(ctx); return nil })
+	g.Go(func() error { e.massLoop(ctx); return nil })
 	return g.Wait()
 }
 

@@ -2,6 +2,7 @@ package httpapi_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -420,6 +421,46 @@ func TestSite(t *testing.T) {
 }
 
 // Every operation that changes something is in this list, and leaves a line in the audit trail that names who did it.
+func TestMassRevocation(t *testing.T) {
+	w := open(t)
+	w.now = time.Now()
+	w.devices(2)
+	path := "/issuers/" + string(w.Issuer.ID()) + "/revocation"
+	w.want(w.send(access.Viewer, "GET", path, nil), 404, "not_found")
+	w.want(w.send(access.Admin, "POST", path, `{"drill":true}`), 404, "not_found") // it has signed nothing
+	for i := range 2 {
+		_, csr := newKey(t)
+		w.want(w.send(access.Operator, "POST", fmt.Sprintf("/devices/d%03d/certificates", i), api.CertificateRequest{CSR: csr}), 201, "")
+	}
+	w.want(w.send(access.Operator, "POST", path, `{"drill":true}`), 403, "role_too_low")
+	w.want(w.send(access.Admin, "POST", path, `{"reason":"because"}`), 400, "reason_invalid")
+	w.want(w.send(access.Admin, "POST", "/issuers/X/revocation", `{}`), 400, "id_invalid")
+	var m api.MassRevocation
+	w.want(w.send(access.Admin, "POST", path, `{"drill":true}`), 200, "").decode(t, &m)
+	if m.State != "drill" || m.Total != 2 || m.Revoked != 0 || m.Took == "" || m.Estimate == "" {
+		t.Errorf("%+v", m)
+	}
+	w.want(w.send(access.Admin, "POST", path, `{"reason":"key-compromise"}`), 200, "").decode(t, &m)
+	if m.State != "running" || m.Total != 2 || m.By != "t-admin" {
+		t.Errorf("%+v", m)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Enroll.Run(ctx) }()
+	for end := time.Now().Add(20 * time.Second); m.State != "done"; {
+		if w.want(w.send(access.Viewer, "GET", path, nil), 200, "").decode(t, &m); time.Now().After(end) {
+			t.Fatalf("%+v", m)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if m.Revoked != 2 || m.Reason != "key-compromise" || m.DoneAt.IsZero() {
+		t.Errorf("%+v", m)
+	}
+}
+
 func TestEveryChangeIsOnRecord(t *testing.T) {
 	w := open(t)
 	w.now = time.Now()
@@ -497,6 +538,7 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("blockKey", "POST", "/blocked-keys", api.NewBlockedKey{SHA256: strings.Repeat("ab", 32), Why: "leaked"})
 	do("unblockKey", "DELETE", "/blocked-keys/"+strings.Repeat("ab", 32), nil)
 	do("setCertificatePolicy", "PUT", "/certificates/policy", `{"lifetime":"1440h"}`)
+	do("revokeIssuer", "POST", "/issuers/"+string(w.Issuer.ID())+"/revocation", `{"drill":true}`)
 	do("revokeCertificate", "POST", "/certificates/"+cert.Serial+"/revocation", `{}`)
 	do("addSigningKey", "POST", "/firmware/keys", api.NewSigningKey{PublicKey: pub})
 	do("setFloor", "PUT", "/firmware/releases/lamp/1.0.0/floor", `{}`)

@@ -53,6 +53,8 @@ var operations = []operation{
 	{id: "getCertificate", method: http.MethodGet, path: "/certificates/:serial", role: access.Viewer, do: (*Server).getCertificate},
 	{id: "revokeCertificate", method: http.MethodPost, path: "/certificates/:serial/revocation", role: access.Operator, body: jsonBody, do: (*Server).revokeCertificate},
 
+	{id: "getMassRevocation", method: http.MethodGet, path: "/issuers/:issuer/revocation", role: access.Viewer, do: (*Server).getMassRevocation},
+	{id: "revokeIssuer", method: http.MethodPost, path: "/issuers/:issuer/revocation", role: access.Admin, body: jsonBody, do: (*Server).revokeIssuer},
 	{id: "listRevocationLists", method: http.MethodGet, path: "/revocation-lists", role: access.Viewer, do: (*Server).listRevocationLists},
 	{id: "getRevocationList", method: http.MethodGet, path: "/revocation-lists/:issuer", role: access.Viewer, do: (*Server).getRevocationList},
 	{id: "signRevocationList", method: http.MethodPost, path: "/revocation-lists/:issuer", role: access.Operator, do: (*Server).signRevocationList},

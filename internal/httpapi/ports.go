@@ -72,6 +72,10 @@ type (
 		CertificatesEnding(ctx context.Context, before time.Time, limit int) ([]pki.Certificate, error)
 		// Revoke is idempotent. reason is of RFC 5280 §5.3.1.
 		Revoke(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) (enroll.Revocation, error)
+		// RevokeIssuer orders to revoke all certificates of an issuer; DrillIssuer tries it. NotFound if it signed none.
+		RevokeIssuer(ctx context.Context, at time.Time, id pki.IssuerID, reason int, by string) (pki.MassRevocation, error)
+		DrillIssuer(ctx context.Context, at time.Time, id pki.IssuerID, by string) (enroll.Drill, error)
+		MassRevocation(ctx context.Context, id pki.IssuerID) (m pki.MassRevocation, closing int, err error)
 		RenewPass(ctx context.Context, at time.Time, o enroll.RenewOptions) (enroll.Renewals, error)
 		FleetStatus(ctx context.Context, at time.Time) (enroll.FleetStatus, error)
 		Forecast(ctx context.Context, at time.Time, o enroll.ForecastOptions) (enroll.FleetForecast, error)

@@ -157,7 +157,7 @@ func TestBadRequestsAreRefusedClearly(t *testing.T) {
 		"path above":                {"GET", "/../devices", nil, nil, 404, "no_such_path"},
 		"slash at end":              {"GET", "/devices/", nil, nil, 404, "no_such_path"},
 		"PUT on a GET path":         {"PUT", "/devices/d000", nil, nil, 405, "method_not_allowed"},
-		"PUT a device":           {"PUT", "/devices/d000", nil, nil, 405, "method_not_allowed"},
+		"PUT a device":              {"PUT", "/devices/d000", nil, nil, 405, "method_not_allowed"},
 		"TRACE":                     {"TRACE", "/devices", nil, nil, 405, "method_not_allowed"},
 		"HEAD":                      {"HEAD", "/devices", nil, nil, 405, ""},
 		"override header":           {"POST", "/devices/d000", nil, header("X-HTTP-Method-Override", "PATCH"), 405, "method_not_allowed"},

@@ -172,7 +172,9 @@ func (tx *Tx) BlockedKey(h fleet.Hash) (pki.BlockedKey, bool, error) {
 }
 
 // PutBlockedKey stores k.
-func (tx *Tx) PutBlockedKey(k pki.BlockedKey) error { return put(tx, bucketBlocked, []byte(k.SHA256), k) }
+func (tx *Tx) PutBlockedKey(k pki.BlockedKey) error {
+	return put(tx, bucketBlocked, []byte(k.SHA256), k)
+}
 
 // DropBlockedKey removes the entry of a key; one that is gone already does not matter.
 func (tx *Tx) DropBlockedKey(h fleet.Hash) error { return tx.b.Bucket(bucketBlocked).Delete([]byte(h)) }

@@ -27,11 +27,14 @@ var (
 	bucketCertsDue      = []byte("certs-due")       // be64 moment of renewal · serial, of issued and active ones
 	bucketCertsRevoked  = []byte("certs-revoked")   // be64 not-after · serial, of revoked ones
 	bucketLists         = []byte("crls")            // issuer
-	bucketRequests      = []byte("requests")        // id
-	bucketClosings      = []byte("closings")        // broker user
-	bucketTrust         = []byte("trust")           // be64 version of a trust bundle
-	bucketEnrolments    = []byte("enrolments")      // device
-	bucketBlocked       = []byte("blocked-keys")    // key hash
+
+	bucketMassRevocations = []byte("mass-revocations") // issuer
+
+	bucketRequests   = []byte("requests")     // id
+	bucketClosings   = []byte("closings")     // broker user
+	bucketTrust      = []byte("trust")        // be64 version of a trust bundle
+	bucketEnrolments = []byte("enrolments")   // device
+	bucketBlocked    = []byte("blocked-keys") // key hash
 
 	bucketReleases = []byte("releases")  // product · version
 	bucketKeys     = []byte("keys")      // key id
@@ -62,7 +65,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments, bucketBlocked,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketMassRevocations, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments, bucketBlocked,
 	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
