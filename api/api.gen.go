@@ -1020,7 +1020,7 @@ type MassRevocation struct {
 	// Closing Users whose connections are being closed or looked for again at this moment, of whatever revocation.
 	Closing int `json:"closing"`
 
-	// Connections Sessions that were known to be open and were told to close; of a drill
+	// Connections Sessions that were known to be open and were told to close; of a drill, those that would be.
 	Connections int       `json:"connections"`
 	DoneAt      time.Time `json:"done_at,omitempty,omitzero"`
 
