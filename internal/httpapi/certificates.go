@@ -75,9 +75,9 @@ func (s *Server) issueCertificate(c *call) (answer, error) {
 	if err := c.decode(&in); err != nil {
 		return answer{}, err
 	}
-	block, rest := pem.Decode([]byte(in.CSR))
-	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") || strings.TrimSpace(string(rest)) != "" {
-		return answer{}, fleet.Coded(fleet.Invalid, "csr_invalid", "csr: send one PEM block of type CERTIFICATE REQUEST (PKCS #10)")
+	der, err := pki.UnwrapCSR([]byte(in.CSR))
+	if err != nil {
+		return answer{}, err
 	}
 	o := enroll.IssueOptions{By: c.who.Name}
 	if in.Lifetime != "" {
@@ -85,7 +85,7 @@ func (s *Server) issueCertificate(c *call) (answer, error) {
 			return answer{}, err
 		}
 	}
-	cert, err := s.c.Certificates.Issue(c.ctx, c.at, id, block.Bytes, o)
+	cert, err := s.c.Certificates.Issue(c.ctx, c.at, id, der, o)
 	if err != nil {
 		return answer{}, err
 	}

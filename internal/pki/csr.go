@@ -60,7 +60,7 @@ func malformed(format string, a ...any) error {
 // ParseCSRPEM reads a PKCS #10 request as PEM (RFC 7468 §7): exactly one block, nothing around it. Errors are those of
 // ParseCSR.
 func ParseCSRPEM(text []byte, p KeyPolicy) (CSR, error) {
-	der, err := unwrapCSR(text)
+	der, err := UnwrapCSR(text)
 	if err != nil {
 		return CSR{}, err
 	}
@@ -70,7 +70,7 @@ func ParseCSRPEM(text []byte, p KeyPolicy) (CSR, error) {
 // ParseCACSRPEM reads the PKCS #10 request, as PEM, of a CA: as strictly as ParseCSRPEM, but whatever names and extensions
 // stand in it. Nothing but its key, EC P-256 or P-384, is taken from it.
 func ParseCACSRPEM(text []byte) (CSR, error) {
-	der, err := unwrapCSR(text)
+	der, err := UnwrapCSR(text)
 	if err != nil {
 		return CSR{}, err
 	}
@@ -81,8 +81,9 @@ func ParseCACSRPEM(text []byte) (CSR, error) {
 	return csrOf(req, "")
 }
 
-// unwrapCSR returns the DER of the one request that text holds.
-func unwrapCSR(text []byte) ([]byte, error) {
+// UnwrapCSR returns the DER of the one request that text holds, PEM, with nothing around it. The errors are those of
+// ParseCSR that do not need the DER to be read.
+func UnwrapCSR(text []byte) ([]byte, error) {
 	if len(text) > MaxCSR {
 		return nil, tooLarge()
 	}
