@@ -206,7 +206,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	a.lists = revocation.New(revocation.Config{
 		Update:  update(a.store, func(tx *bolt.Tx) revocation.Tx { return tx }),
 		View:    view(a.store, func(tx *bolt.Tx) revocation.Tx { return tx }),
-		Issuers: func() []pki.Issuer { return []pki.Issuer{{Cert: hierarchy.Device.Cert, Key: hierarchy.Device.Key}} }, Log: log,
+		Issuers: func() []pki.Issuer { return issuersOf(hierarchy) }, Log: log,
 	})
 	a.expiries.add("revocation lists", expiringLists(a.lists))
 	a.trust = trust.New(trust.Config{
@@ -262,7 +262,9 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	enrolment := est.New(est.Config{
 		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return certificatesIn(a.trustPEM(context.Background()), hierarchy.ClientCAs()) }, Log: log,
 	})
+	public := crlapi.New(a.lists, log)
 	device := devapi.New(devapi.Config{
+		Revocation: public, Revokes: crlapi.Serves,
 		EST: enrolment.Devices(), RecoveryEST: enrolment.Recovery(),
 		Grants: a.catalog, Images: images, Admission: a.index, TrustBundle: func() []byte { return a.trustPEM(context.Background()) }, SignedTrust: a.signedTrust, Poller: poller{a}, Log: log, Served: a.countDownloads(),
 		Refused: func(id fleet.DeviceID, why, peer string) {
@@ -292,12 +294,8 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	public := http.NewServeMux()
-	public.Handle("/", rest)
-	for _, path := range []string{"/crl/", "/ocsp", "/ocsp/"} {
-		public.Handle(path, crlapi.New(a.lists, log))
-	}
-	a.ops = httpapi.HTTPServer(public, log)
+	a.ops = httpapi.HTTPServer(rest, log)
+	a.ops.Handler = withLists(rest, public)
 	ops, err := a.listen("ops", c.Listen.Ops)
 	if err != nil {
 		return nil, err

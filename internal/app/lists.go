@@ -2,11 +2,15 @@ package app
 
 import (
 	"context"
+	"net/http"
 	"time"
 
+	"muster/internal/ca"
+	"muster/internal/crlapi"
 	"muster/internal/enroll"
 	"muster/internal/expiry"
 	"muster/internal/fleet"
+	"muster/internal/pki"
 	"muster/internal/revocation"
 )
 
@@ -33,4 +37,25 @@ func (a *App) refusals(id fleet.DeviceID) (seen func() []enroll.Refusal, stop fu
 		}
 		return out
 	}, stop
+}
+
+// issuersOf are the CAs whose keys are here: that of devices comes first.
+func issuersOf(h *ca.Hierarchy) (out []pki.Issuer) {
+	for _, p := range []ca.Pair{h.Device, h.Server, h.Root} {
+		if p.Cert != nil && p.Key != nil {
+			out = append(out, pki.Issuer{Cert: p.Cert, Key: p.Key})
+		}
+	}
+	return out
+}
+
+// withLists serves revocation lists and OCSP, which are for everybody, beside the API.
+func withLists(api, public http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if crlapi.Serves(r.URL.Path) {
+			public.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 }

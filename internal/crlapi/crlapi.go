@@ -37,14 +37,20 @@ const (
 	answersBurst     = 200
 )
 
-// New returns the handler of /crl/<issuer>.crl and /ocsp.
+// New returns the handler of /crl/<issuer>.crl and /ocsp: of every path that Serves names. Its limits hold for all listeners
+// that it is mounted on.
 func New(l Lists, log *slog.Logger) http.Handler {
-	s := &server{lists: l, log: log, budget: rate.NewLimiter(answersPerSecond, answersBurst)}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /crl/{name}", s.list)
-	mux.HandleFunc("POST /ocsp", s.post)
-	mux.HandleFunc("GET /ocsp/{request...}", s.get)
-	return mux
+	return &server{lists: l, log: log, budget: rate.NewLimiter(answersPerSecond, answersBurst)}
+}
+
+const (
+	listPath = "/crl/"
+	ocspPath = "/ocsp"
+)
+
+// Serves reports whether a path is one of this package's.
+func Serves(path string) bool {
+	return strings.HasPrefix(path, listPath) || path == ocspPath || strings.HasPrefix(path, ocspPath+"/")
 }
 
 type server struct {
@@ -53,8 +59,38 @@ type server struct {
 	budget *rate.Limiter
 }
 
-func (s *server) list(w http.ResponseWriter, r *http.Request) {
-	id, ok := strings.CutSuffix(r.PathValue("name"), ".crl")
+// ServeHTTP implements http.Handler. It is no http.ServeMux, which would redirect a base64 text with two slashes in a row.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.EscapedPath()
+	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	name, isList := strings.CutPrefix(path, listPath)
+	text, inPath := strings.CutPrefix(path, ocspPath+"/")
+	switch {
+	case isList && reads:
+		s.list(w, r, name)
+	case isList:
+		refuse(w, "GET, HEAD")
+	case (path == ocspPath || text == "") && r.Method == http.MethodPost:
+		s.post(w, r)
+	case inPath && text != "" && reads:
+		s.get(w, r, text)
+	case inPath && text != "":
+		refuse(w, "GET, HEAD")
+	case Serves(path):
+		refuse(w, "POST")
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func refuse(w http.ResponseWriter, allow string) {
+	w.Header().Set("Allow", allow)
+	http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+}
+
+func (s *server) list(w http.ResponseWriter, r *http.Request, name string) {
+	id, ok := strings.CutSuffix(name, ".crl")
 	if raw, err := hex.DecodeString(id); !ok || err != nil || len(raw) == 0 || len(raw) > 32 {
 		http.Error(w, "no such list: /crl/<key id of the issuer, hex>.crl", http.StatusNotFound)
 		return
@@ -94,8 +130,7 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) {
 }
 
 // get takes the request from the path, as base64 (RFC 6960 appendix A.1). Clients differ in what they escape.
-func (s *server) get(w http.ResponseWriter, r *http.Request) {
-	text := r.PathValue("request")
+func (s *server) get(w http.ResponseWriter, r *http.Request, text string) {
 	if len(text) > 2*revocation.MaxRequest {
 		http.Error(w, "the request is too long", http.StatusRequestURITooLong)
 		return

@@ -84,6 +84,9 @@ type Config struct {
 	BytesPerSecond int64
 	// EST and RecoveryEST answer what is below /.well-known/est/ on the two listeners; nil: nothing does.
 	EST, RecoveryEST http.Handler
+	// Revocation answers the paths of Revokes on the listener for certificates; nil: nothing does.
+	Revocation http.Handler
+	Revokes    func(path string) bool
 }
 
 // DefaultCacheBytes holds the few images that a rollout serves at a time.
@@ -130,7 +133,9 @@ type Server struct {
 
 // Devices returns the server for devices with a certificate. conf comes from MutualTLS.
 func (a *API) Devices(conf *tls.Config) *Server {
-	return a.server(conf, a.byCertificate, a.c.EST, true)
+	s := a.server(conf, a.byCertificate, a.c.EST, true)
+	s.http.Handler = withRevocation(s.http.Handler, a.c.Revocation, a.c.Revokes)
+	return s
 }
 
 // Recovery returns the server for devices with a fallback password. conf comes from PasswordTLS.

@@ -28,3 +28,18 @@ func withEST(own, est http.Handler) http.Handler {
 		own.ServeHTTP(w, r)
 	})
 }
+
+// withRevocation hands requests for what is public by its nature, revocation lists and OCSP, to lists; nil: there are none.
+// A body is OCSP's own affair.
+func withRevocation(own, lists http.Handler, takes func(path string) bool) http.Handler {
+	if lists == nil || takes == nil {
+		return own
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if takes(r.URL.Path) {
+			lists.ServeHTTP(w, r)
+			return
+		}
+		own.ServeHTTP(w, r)
+	})
+}

@@ -40,6 +40,8 @@ type Lists struct {
 	c    Config
 	kick chan struct{} // capacity 1: something was revoked
 
+	signing chan struct{} // capacity 1: held by who signs, so that numbers are given once
+
 	mu     sync.Mutex
 	signed map[pki.IssuerID]pki.List // guarded by mu: the newest, so that readers do not wait for the store
 }
@@ -52,7 +54,7 @@ func New(c Config) *Lists {
 	if c.Every == 0 {
 		c.Every = 24 * time.Hour
 	}
-	return &Lists{c: c, kick: make(chan struct{}, 1), signed: map[pki.IssuerID]pki.List{}}
+	return &Lists{c: c, kick: make(chan struct{}, 1), signing: make(chan struct{}, 1), signed: map[pki.IssuerID]pki.List{}}
 }
 
 // Revoked tells Run that something was revoked. It never blocks.
@@ -113,7 +115,7 @@ func (l *Lists) Refresh(ctx context.Context, at time.Time, all bool) (time.Durat
 			continue
 		}
 		if err == nil {
-			_, err = l.sign(ctx, at, i, have, "")
+			_, err = l.sign(ctx, at, i, "")
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -128,19 +130,25 @@ func (l *Lists) SignNow(ctx context.Context, at time.Time, id pki.IssuerID, by s
 		if i.ID() != id {
 			continue
 		}
-		have, _, err := l.newest(ctx, id)
-		if err != nil {
-			return pki.List{}, err
-		}
-		return l.sign(ctx, at, i, have, by)
+		return l.sign(ctx, at, i, by)
 	}
 	return pki.List{}, noIssuer()
 }
 
 func noIssuer() error { return fleet.Errorf(fleet.NotFound, "there is no such issuer") }
 
-// sign makes the list that follows have. What is revoked while it is made goes on the next one: the revocation kicks.
-func (l *Lists) sign(ctx context.Context, at time.Time, i pki.Issuer, have pki.List, by string) (pki.List, error) {
+// sign makes the next list of an issuer. What is revoked while it is made goes on the one after: the revocation kicks.
+func (l *Lists) sign(ctx context.Context, at time.Time, i pki.Issuer, by string) (pki.List, error) {
+	select {
+	case l.signing <- struct{}{}:
+		defer func() { <-l.signing }()
+	case <-ctx.Done():
+		return pki.List{}, fleet.Wrap(fleet.Unavailable, ctx.Err(), "another list is being signed")
+	}
+	have, _, err := l.newest(ctx, i.ID())
+	if err != nil {
+		return pki.List{}, err
+	}
 	var revoked []pki.Certificate
 	var after []byte
 	for {
