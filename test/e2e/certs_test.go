@@ -115,6 +115,8 @@ func TestBothCertificatesRuleUntilTheNewOneIsUsed(t *testing.T) {
 	}
 	s.wantAdmitted(id, s.front(id, next))
 	s.await("promotion", func() bool { d := s.device(id); return d.Current == serial && d.Next == "" })
+	// The broker's index follows the commit, which REST may have shown a moment before.
+	s.await("the old one is refused", func() bool { ok, _ := s.admitted(id, s.front(id, s.kit(id))); return !ok })
 	s.wantRefused(id, s.front(id, s.kit(id)))
 	s.wantAdmitted(id, s.front(id, next))
 }

@@ -44,6 +44,9 @@ func TestRevokedDeviceIsThrownOutAndRefusedAtEveryDoor(t *testing.T) {
 	if r.StoredAt.Before(begin.Add(-time.Minute)) || r.ClosedAt.Before(r.StoredAt) || r.RefusedAt.Before(r.StoredAt) || r.RefusedWhy == "" {
 		t.Errorf("evidence: stored %s, closed %s, refused %s because %q", r.StoredAt, r.ClosedAt, r.RefusedAt, r.RefusedWhy)
 	}
+	if r.EndedAt.Before(r.StoredAt.Add(-time.Second)) || r.LastLook.Sub(r.ClosedAt) != time.Minute {
+		t.Errorf("evidence: the session ended %s, the last look is at %s", r.EndedAt, r.LastLook)
+	}
 	s.await("thrown out", func() bool { return s.did(mark, id, simdev.Disconnected) > 0 })
 	s.await("refused", func() bool { return s.did(mark, id, simdev.Refused) > 0 })
 	s.wantRefused(id, s.front(id, kit))
@@ -75,6 +78,11 @@ func TestRevokedDeviceIsThrownOutAndRefusedAtEveryDoor(t *testing.T) {
 	if said, code := s.command("openssl", "ocsp", "-issuer", issuer, "-cert", chain, "-CAfile", s.w.CAFile, "-url", s.w.URL+"/ocsp"); code != 0 || !strings.Contains(said, "revoked") || !strings.Contains(said, "verify OK") {
 		t.Errorf("OCSP: %d %s", code, said)
 	}
+	if got := s.curl(sink, front, "/crl/"+lists[0].Issuer+".crl", byCertificate(s.kit(neighbour))...); got != "200" {
+		t.Errorf("the list on 8443: %s", got)
+	} else if said, code := s.command("openssl", "crl", "-inform", "DER", "-in", sink, "-noout", "-issuer"); code != 0 || !strings.Contains(said, "devices 1") {
+		t.Errorf("the list on 8443: %s", said)
+	}
 	again := s.muster("certs", "revoke", string(r.Certificate.Serial))
 	if !strings.Contains(again, "refused after") {
 		t.Errorf("revoking it again prints %q", again)
@@ -96,7 +104,9 @@ func TestDisabledDeviceComesBackWhenItIsEnabled(t *testing.T) {
 	s.await("hello answered", func() bool { return s.did(0, id, simdev.Answered) > 0 })
 	password := s.file(s.kit(id), simdev.PasswordFile)
 	mark := s.devs.Mark()
-	s.muster("device", "disable", string(id))
+	if out := read[[]api.ShutOut](s, "device", "disable", string(id)); len(out) != 1 || !out[0].Clean || out[0].Connections != 1 || out[0].ClosedAfter == "" || out[0].EndedAt.IsZero() || out[0].RefusedWhy == "" {
+		t.Errorf("evidence: %+v", out)
+	}
 	s.await("thrown out", func() bool { return s.did(mark, id, simdev.Disconnected) > 0 })
 	s.await("refused", func() bool { return s.did(mark, id, simdev.Refused) > 0 })
 	s.wantRefused(id, s.side(id, password))
@@ -109,4 +119,33 @@ func TestDisabledDeviceComesBackWhenItIsEnabled(t *testing.T) {
 	mark = s.devs.Mark()
 	s.muster("device", "enable", string(id))
 	s.await("back at the front", func() bool { return s.did(mark, id, simdev.Answered) > 0 && s.inFrontBy(id, "") })
+}
+
+func TestRemovedDeviceIsGoneAndItsCertificateStaysRevoked(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, shared, "scrapped")
+	ids := s.add(2)
+	s.runAll(ids, nil)
+	id, neighbour := ids[0], ids[1]
+	serial, kit, password := s.device(id).Current, s.kit(id), s.file(s.kit(id), simdev.PasswordFile)
+	mark := s.devs.Mark()
+	out := read[[]api.ShutOut](s, "device", "remove", string(id), "--yes")
+	if len(out) != 1 || !out[0].Clean || out[0].Connections != 1 || out[0].RefusedAt.Before(out[0].StoredAt) || out[0].RefusedWhy == "" {
+		t.Errorf("evidence: %+v", out)
+	}
+	s.await("thrown out", func() bool { return s.did(mark, id, simdev.Disconnected) > 0 })
+	s.wantRefused(id, s.front(id, kit))
+	s.wantRefused(id, s.side(id, password))
+	if list := s.muster("device", "list", "--product", s.product); strings.Contains(list, string(id)) || !strings.Contains(list, string(neighbour)) {
+		t.Errorf("the list is %s", list)
+	}
+	if c := read[api.Certificate](s, "certs", "show", serial); c.State != api.CertificateStateRevoked || c.Reason != "cessation-of-operation" {
+		t.Errorf("its certificate: %+v", c)
+	}
+	if again := s.muster("device", "remove", string(id), "--yes"); !strings.Contains(again, "removed "+string(id)) {
+		t.Errorf("again: %s", again)
+	}
+	if n := s.did(mark, neighbour, simdev.Disconnected); n != 0 {
+		t.Error("its neighbour was disconnected")
+	}
 }
