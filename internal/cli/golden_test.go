@@ -279,6 +279,14 @@ func TestRevocationReport(t *testing.T) {
 	})
 }
 
+func TestMassRevocationReport(t *testing.T) {
+	golden(t, "mass-revocation", false, func(u *ui) {
+		a := &app{ui: u}
+		a.printMass(api.MassRevocation{Issuer: "00ff", State: api.MassRevocationStateDrill, Total: 100000, Connections: 81000, Took: "41s", Estimate: "1m12s"})
+		a.printMass(api.MassRevocation{Issuer: "00ff", State: api.MassRevocationStateDone, Total: 100000, Revoked: 100003, Connections: 81000, Closing: 12, Since: noon, DoneAt: noon.Add(70 * time.Second), Took: "1m10s"})
+	})
+}
+
 func TestMeter(t *testing.T) {
 	for name, tty := range map[string]bool{"meter-pipe": false, "meter-terminal": true} {
 		golden(t, name, tty, func(u *ui) {
