@@ -267,7 +267,7 @@ func TestEnroll(t *testing.T) {
 		t.Error("the same key got another certificate")
 	}
 	d.in = "not a request"
-	d.fails(2, "csr", "device", "enroll", "d000", "--csr", "-")
+	d.fails(2, "CERTIFICATE REQUEST", "device", "enroll", "d000", "--csr", "-")
 	d.in = csr
 	d.fails(5, "", "device", "enroll", "d001", "--csr", "-") // another device's key
 	d.fails(2, "csr", "device", "enroll", "d001")
