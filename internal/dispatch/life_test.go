@@ -20,7 +20,7 @@ import (
 )
 
 // lives is how many fleets live; make soak asks for more.
-var lives = flag.Int("lives", 12, "random fleets in TestLivesUnderAnyPolicy")
+var lives = flag.Int("lives", 5, "random fleets in TestLivesUnderAnyPolicy")
 
 // life is one fleet under one random plan: its devices lie, come late and go dark, its operators pause, retry and roll
 // back, its clock jumps, and its process dies anywhere. What it does is derived from the seed alone.
