@@ -74,9 +74,13 @@ const (
 
 // Run keeps the lists fresh until ctx ends. Run it once.
 func (l *Lists) Run(ctx context.Context) error {
+	all := false // something was revoked that is on no list yet
 	for {
-		wait, err := l.Refresh(ctx, time.Now(), false)
-		if err != nil && ctx.Err() == nil {
+		wait, err := l.Refresh(ctx, time.Now(), all)
+		switch {
+		case err == nil:
+			all = false
+		case ctx.Err() == nil:
 			l.c.Log.Error("revocation lists could not be signed; trying again", "error", err)
 			wait = retry
 		}
@@ -88,6 +92,7 @@ func (l *Lists) Run(ctx context.Context) error {
 		case <-t.C:
 			continue
 		case <-l.kick:
+			all = true
 		}
 		t.Stop()
 		pause := time.NewTimer(settle)
@@ -96,10 +101,6 @@ func (l *Lists) Run(ctx context.Context) error {
 			pause.Stop()
 			return nil
 		case <-pause.C:
-		}
-		if _, err := l.Refresh(ctx, time.Now(), true); err != nil && ctx.Err() == nil {
-			l.c.Log.Error("revocation lists could not be signed; trying again", "error", err)
-			l.Revoked()
 		}
 	}
 }
