@@ -1024,7 +1024,7 @@ type MassRevocation struct {
 	Connections int       `json:"connections"`
 	DoneAt      time.Time `json:"done_at,omitempty,omitzero"`
 
-	// Estimate Of a drill.
+	// Estimate Of a drill: the real one takes at least so long.
 	Estimate string `json:"estimate,omitempty,omitzero"`
 
 	// Issuer Key id of the CA, hex.
@@ -2968,7 +2968,7 @@ type ClientInterface interface {
 	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-	// and sessions it would be, and estimates the time.
+	// and sessions it would be, and how long it would take at least.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2980,7 +2980,7 @@ type ClientInterface interface {
 	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-	// and sessions it would be, and estimates the time.
+	// and sessions it would be, and how long it would take at least.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -4272,7 +4272,7 @@ func (c *Client) GetMassRevocation(ctx context.Context, issuer string, reqEditor
 // For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 // transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 // With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-// and sessions it would be, and estimates the time.
+// and sessions it would be, and how long it would take at least.
 //
 // Takes any type of body and a specified content type.
 //
@@ -4294,7 +4294,7 @@ func (c *Client) RevokeIssuerWithBody(ctx context.Context, issuer string, conten
 // For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 // transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 // With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-// and sessions it would be, and estimates the time.
+// and sessions it would be, and how long it would take at least.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -8982,7 +8982,7 @@ type ClientWithResponsesInterface interface {
 	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-	// and sessions it would be, and estimates the time.
+	// and sessions it would be, and how long it would take at least.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8994,7 +8994,7 @@ type ClientWithResponsesInterface interface {
 	// For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 	// transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 	// With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-	// and sessions it would be, and estimates the time.
+	// and sessions it would be, and how long it would take at least.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -14117,7 +14117,7 @@ func (c *ClientWithResponses) GetMassRevocationWithResponse(ctx context.Context,
 // For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 // transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 // With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-// and sessions it would be, and estimates the time.
+// and sessions it would be, and how long it would take at least.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -14135,7 +14135,7 @@ func (c *ClientWithResponses) RevokeIssuerWithBodyWithResponse(ctx context.Conte
 // For an intermediate that is not to be trusted any more. The order is stored and carried out in the background, in
 // transactions of bounded size; it goes on after a restart. Ordering it again while it is under way changes nothing.
 // With `drill`, all of it is done but the commits and the closing of connections: the answer says how many certificates
-// and sessions it would be, and estimates the time.
+// and sessions it would be, and how long it would take at least.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -22,7 +22,7 @@ took, and whether the device was refused since. With --device, those certificate
 
 With --issuer, every certificate of a CA that holds: for an intermediate that is not to be trusted any more. musterd does it in the
 background and goes on after a restart; this waits and shows how far it is. --drill does all of it but the commits, and says how
-many certificates it would be and how long it would take. muster certs crl shows the key ids of the issuers.
+many certificates it would be and how long it would take at least. muster certs crl shows the key ids of the issuers.
 
 Reasons: unspecified, key-compromise, affiliation-changed, superseded, cessation-of-operation, privilege-withdrawn.`,
 	}
@@ -121,7 +121,7 @@ func (a *app) revokeIssuer(ctx context.Context, issuer string, in api.NewMassRev
 func (a *app) printMass(m api.MassRevocation) {
 	if m.State == api.MassRevocationStateDrill {
 		a.ui.printf("a drill: nothing was changed\n")
-		a.ui.facts("  issuer", m.Issuer, "  would be revoked", fmt.Sprint(m.Total), "  would be closed", fmt.Sprint(m.Connections), "  the drill took", m.Took, "  estimate", m.Estimate)
+		a.ui.facts("  issuer", m.Issuer, "  would be revoked", fmt.Sprint(m.Total), "  would be closed", fmt.Sprint(m.Connections), "  the drill took", m.Took, "  takes at least", m.Estimate)
 		return
 	}
 	a.ui.printf("revoked %d certificates of issuer %s\n", m.Revoked, clean(m.Issuer))

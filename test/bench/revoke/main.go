@@ -1,5 +1,6 @@
 // Command revoke measures what a revocation takes: from an operator's call to the device's socket closed, on a real RabbitMQ
-// with connected devices; and how long it takes to sign a revocation list of 100 000 entries. It prints
+// with connected devices; how long it takes to sign a revocation list of 100 000 entries; and to revoke every certificate of an
+// issuer. It prints
 //
 //	ratio revoke-median <value> aim 1
 //	ratio revoke-worst <value> aim 1
@@ -44,11 +45,12 @@ import (
 func main() {
 	n := flag.Int("devices", 200, "devices that are connected and revoked one after the other")
 	entries := flag.Int("entries", 100_000, "certificates on the list")
+	whole := flag.Int("mass", 10_000, "certificates of one issuer that are revoked by one order")
 	rounds := flag.Int("rounds", 7, "rounds for the list")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	if err := errors.Join(closing(ctx, *n), lists(ctx, *entries, *rounds)); err != nil {
+	if err := errors.Join(closing(ctx, *n), lists(ctx, *entries, *rounds), mass(ctx, *whole)); err != nil {
 		fmt.Fprintln(os.Stderr, "bench revoke:", err)
 		os.Exit(1)
 	}
