@@ -3,7 +3,6 @@ package est
 import (
 	"bytes"
 	"encoding/base64"
-	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -20,6 +19,8 @@ const (
 	maxBody     = pki.MaxCSR*4/3*5/4 + 8
 	bodyTimeout = 20 * time.Second
 	lineLength  = 64 // of what is sent; openssl base64 -d wants lines
+	// maxRest bounds what is read, and thrown away, of a body that is refused, in bytes.
+	maxRest = 2 << 20
 )
 
 // readCSR returns the request in the body, DER.
@@ -28,18 +29,19 @@ func readCSR(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if err != nil || kind != "application/pkcs10" || r.Header.Get("Content-Encoding") != "" {
 		return nil, errMediaType
 	}
-	if r.ContentLength > maxBody {
-		return nil, tooLarge()
-	}
 	// Where the connection cannot have a deadline, the server's own limits hold.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, tooLarge()
+	defer func() { _ = http.NewResponseController(w).SetReadDeadline(time.Time{}) }()
+	var text []byte
+	if r.ContentLength <= maxBody {
+		if text, err = io.ReadAll(io.LimitReader(r.Body, maxBody+1)); err != nil {
+			return nil, fleet.Wrap(fleet.Invalid, err, "the body did not arrive whole")
+		}
 	}
-	if err != nil {
-		return nil, fleet.Wrap(fleet.Invalid, err, "the body did not arrive whole")
+	if r.ContentLength > maxBody || len(text) > maxBody {
+		// A client that is still writing when the connection is reset never reads why.
+		_, _ = io.CopyN(io.Discard, r.Body, maxRest)
+		return nil, tooLarge()
 	}
 	return DecodeBody(text)
 }
