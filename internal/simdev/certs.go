@@ -154,10 +154,22 @@ func (s *session) takeAgain(ctx context.Context, o wire.CertOrder, at side, id i
 		return err
 	}
 	if since, is := s.d.useless[id.serial]; is && time.Since(since) < s.d.c.Timing.NewCertPause {
-		// On the fallback it stays: what is wrong is not the certificate, and perhaps a good image is on its way.
+		// On the fallback it stays: what is wrong is not the certificate, and perhaps a good image is on its way. At the front
+		// it goes by itself when the pause is over: a session may last for months, and nobody pushes in the middle of one.
+		if !s.w.fallback {
+			s.tryStored(at, id.serial, s.d.c.Timing.NewCertPause-time.Since(since))
+		}
 		return s.sayCert(ctx, wire.CertReport{Error: "stored before, but the broker does not accept it"})
 	}
 	return s.use(ctx, at, id.serial)
+}
+
+// tryStored has the session end for a certificate that is stored, after wait.
+func (s *session) tryStored(at side, serial fleet.Serial, wait time.Duration) {
+	if s.pause != nil {
+		s.pause.Stop()
+	}
+	s.pause, s.paused = time.NewTimer(wait), func(ctx context.Context) error { return s.use(ctx, at, serial) }
 }
 
 // use says that the certificate is stored and ends the session: the next one uses it. A download on the fallback is brought

@@ -27,6 +27,9 @@ type session struct {
 	slices   wire.Assembler
 	update   update
 	askAgain *time.Timer // for a certificate; nil unless muster said when
+
+	pause  *time.Timer                     // until a stored certificate that did not work is tried again; nil for none
+	paused func(ctx context.Context) error // does so
 }
 
 // errLost ends a session, not the life.
@@ -143,6 +146,9 @@ func (s *session) loop(ctx context.Context) error {
 		case <-ticks(s.askAgain):
 			s.askAgain = nil
 			err = s.askForCertificate(ctx)
+		case <-ticks(s.pause):
+			s.pause = nil
+			err = s.paused(ctx)
 		case pct := <-s.update.progress:
 			err = s.reportStep(ctx, wire.OTAReport{Job: s.update.offer.Job, Step: wire.StepDownloading, Percent: pct})
 		case r := <-s.update.done:
