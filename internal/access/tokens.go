@@ -28,12 +28,15 @@ type Config struct {
 
 // Access gives out tokens, checks them and keeps the audit trail. Its methods may be called at any time.
 type Access struct {
-	c    Config
-	fail *limiter
+	c      Config
+	fail   *limiter
+	logins *logins
 }
 
 // New returns an Access.
-func New(c Config) *Access { return &Access{c: c, fail: newLimiter(failBurst, failEvery, failPeers)} }
+func New(c Config) *Access {
+	return &Access{c: c, fail: newLimiter(failBurst, failEvery, failPeers), logins: newLogins()}
+}
 
 // Bounds of the life of a token.
 const (
@@ -152,11 +155,15 @@ func (a *Access) Tokens(ctx context.Context) (ts []Token, err error) {
 
 // Authenticate returns who a token belongs to. from is where the call comes from, an address. What cannot be a token is
 // refused before the store is asked; every refusal is the same Unauthorized error, and TooMany once from has failed too
-// often. A token that works is never slowed down, whoever else fails from the same address.
+// often. A token that works is never slowed down, whoever else fails from the same address. Logins and refusals go on
+// record (logins.go).
 func (a *Access) Authenticate(ctx context.Context, at time.Time, from, secret string) (Principal, error) {
 	hash, ok := hashOf(secret)
+	if !ok && secret == "" {
+		return Principal{}, a.refuse(at, from, "no token")
+	}
 	if !ok {
-		return Principal{}, a.refuse(at, from)
+		return Principal{}, a.refuse(at, from, "no well-formed token")
 	}
 	var t Token
 	err := a.c.View(ctx, func(tx Tx) (err error) { t, err = tx.TokenBySHA256(hash); return err })
@@ -164,13 +171,18 @@ func (a *Access) Authenticate(ctx context.Context, at time.Time, from, secret st
 		return Principal{}, err
 	}
 	same := subtle.ConstantTimeCompare([]byte(t.SHA256), []byte(hash)) == 1
-	if err != nil || !same || !t.Live(at) {
-		return Principal{}, a.refuse(at, from)
+	if err != nil || !same {
+		return Principal{}, a.refuse(at, from, "unknown token")
 	}
+	if !t.Live(at) {
+		return Principal{}, a.refuse(at, from, "expired token "+t.Name)
+	}
+	a.login(ctx, at, from, t)
 	return Principal{t.Name, t.Role, t.CreatedAt, t.ExpiresAt, t.CreatedBy}, nil
 }
 
-func (a *Access) refuse(at time.Time, from string) error {
+func (a *Access) refuse(at time.Time, from, why string) error {
+	a.logins.refuse(at, from, why)
 	if !a.fail.allow(at, from) {
 		return fleet.Coded(fleet.TooMany, "too_many_failures", "too many calls without a valid token came from this address: wait, and check the token")
 	}

@@ -388,7 +388,7 @@ func TestOperators(t *testing.T) {
 	w.want(w.send(access.Admin, "DELETE", "/tokens/t-admin", nil), 409, "last_admin")
 	var trail api.AuditList
 	w.want(w.send(access.Viewer, "GET", "/audit?limit=2", nil), 200, "").decode(t, &trail)
-	if len(trail.Items) != 2 || trail.Items[0].What != "token.delete" || trail.NextCursor == "" {
+	if len(trail.Items) != 2 || trail.Items[0].What != "login" || trail.Items[0].Who != "t-viewer" || trail.Items[1].What != "token.delete" || trail.NextCursor == "" {
 		t.Errorf("%+v", trail)
 	}
 	first := trail.Items[1].Seq

@@ -11,8 +11,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -146,13 +144,13 @@ func bearer(r *http.Request) string {
 // forbid refuses a call for want of a role. An attempt to change something is put on record, but not so often that a
 // token without rights could fill the store.
 func (s *Server) forbid(c *call) error {
-	if c.op.method != http.MethodGet && s.refused.spend(c.at) {
+	if c.op.method != http.MethodGet {
 		on := strings.Join(c.echo.ParamValues(), " ")
 		if !plainOn(on) {
 			on = ""
 		}
 		e := access.Entry{At: c.at, Who: c.who.Name, What: "refused." + c.op.id, On: on, Details: "role " + string(c.who.Role) + ", takes " + string(c.op.role)}
-		if err := s.c.Operators.Record(c.ctx, e); err != nil {
+		if err := s.c.Operators.Forbid(c.ctx, peer(c.echo.Request()), e); err != nil {
 			s.c.Log.Warn("a refused call could not be put on record", "request", requestID(c.echo), "error", err)
 		}
 	}
@@ -162,32 +160,4 @@ func (s *Server) forbid(c *call) error {
 // plainOn reports whether the ids of a refused call may stand in the audit trail as they came.
 func plainOn(s string) bool {
 	return len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_. ") == ""
-}
-
-// budget allows burst acts at once and one more per every.
-type budget struct {
-	mu    sync.Mutex
-	left  int
-	burst int
-	every time.Duration
-	since time.Time
-}
-
-func newBudget(burst int, every time.Duration) *budget {
-	return &budget{left: burst, burst: burst, every: every}
-}
-
-func (b *budget) spend(at time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if n := int(at.Sub(b.since) / b.every); b.since.IsZero() || n > b.burst {
-		b.left, b.since = b.burst, at
-	} else if n > 0 {
-		b.left, b.since = min(b.burst, b.left+n), b.since.Add(time.Duration(n)*b.every)
-	}
-	if b.left == 0 {
-		return false
-	}
-	b.left--
-	return true
 }

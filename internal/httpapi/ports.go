@@ -176,6 +176,6 @@ type (
 		Delete(ctx context.Context, at time.Time, name, by string) error
 		Tokens(ctx context.Context) ([]access.Token, error)
 		Audit(ctx context.Context, before uint64, limit int) ([]access.Entry, error)
-		Record(ctx context.Context, e access.Entry) error
+		Forbid(ctx context.Context, from string, e access.Entry) error
 	}
 )

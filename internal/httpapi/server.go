@@ -60,7 +60,6 @@ type Server struct {
 	echo    *echo.Echo
 	cursors cursors
 	now     func() time.Time
-	refused *budget // audit lines about refused calls
 
 	previews   chan struct{}   // one for each dry run
 	streams    chan struct{}   // one for each event stream
@@ -88,7 +87,7 @@ func newServer(c Config, ops []operation) (*Server, error) {
 	if len(c.CursorKey) < 16 {
 		return nil, errors.New("httpapi: Config.CursorKey has fewer than 16 bytes")
 	}
-	s := &Server{c: c, cursors: cursors{c.CursorKey}, now: time.Now, refused: newBudget(20, time.Second), previews: make(chan struct{}, maxPreviews), streams: make(chan struct{}, maxStreams)}
+	s := &Server{c: c, cursors: cursors{c.CursorKey}, now: time.Now, previews: make(chan struct{}, maxPreviews), streams: make(chan struct{}, maxStreams)}
 	s.ended, s.endStreams = context.WithCancel(context.Background())
 	s.echo = echo.New()
 	s.echo.HTTPErrorHandler = func(err error, e echo.Context) { s.fail(e, err) }

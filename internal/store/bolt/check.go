@@ -24,7 +24,7 @@ func (d *DB) IsOpen() bool {
 
 // Check looks for what must not be: pages that bbolt finds broken, records that cannot be read, indexes that disagree
 // with the records, slots without their certificate, two active certificates of a device, two jobs of a device, counts
-// that do not add up. It returns a line for each finding; none is a sound store. `musterd fsck` prints them.
+// that do not add up, an audit trail whose chain does not hold. It returns a line for each finding; none is a sound store. `musterd fsck` prints them.
 func (d *DB) Check(ctx context.Context) ([]string, error) {
 	var found []string
 	say := func(format string, a ...any) { found = append(found, fmt.Sprintf(format, a...)) }
@@ -35,7 +35,7 @@ func (d *DB) Check(ctx context.Context) ([]string, error) {
 		if len(found) > 0 {
 			return nil // nothing that is read from broken pages means anything
 		}
-		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkLists, checkEnrolments, checkBlocked, checkRepairs, checkRollouts, checkTokens} {
+		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkLists, checkEnrolments, checkBlocked, checkRepairs, checkRollouts, checkTokens, checkAudit} {
 			if err := check(tx, say); err != nil {
 				say("%v", err)
 			}

@@ -1,10 +1,6 @@
 package bolt
 
 import (
-	"fmt"
-
-	json "github.com/go-json-experiment/json/v1"
-
 	"muster/internal/access"
 	"muster/internal/downlink"
 	"muster/internal/fleet"
@@ -114,35 +110,3 @@ func (tx *Tx) DeleteToken(name string) error {
 
 // Tokens returns all operator tokens, in name order.
 func (tx *Tx) Tokens() ([]access.Token, error) { return all[access.Token](tx, bucketTokens, nil) }
-
-// Audit appends e to the audit trail and gives it its number.
-func (tx *Tx) Audit(e access.Entry) error {
-	return appendNumbered(tx, bucketAudit, nil, func(seq uint64) any { e.Seq = seq; return e })
-}
-
-// AuditEntries returns up to limit lines of the audit trail after number after, oldest first.
-func (tx *Tx) AuditEntries(after uint64, limit int) ([]access.Entry, error) {
-	return numbered[access.Entry](tx, bucketAudit, after, limit)
-}
-
-// AuditBefore returns up to limit lines of the audit trail before number before, newest first; 0 begins with the newest.
-func (tx *Tx) AuditBefore(before uint64, limit int) ([]access.Entry, error) {
-	var out []access.Entry
-	c := tx.b.Bucket(bucketAudit).Cursor()
-	k, raw := c.Last()
-	if before != 0 {
-		if k, _ = c.Seek(be64(before)); k == nil {
-			k, raw = c.Last()
-		} else {
-			k, raw = c.Prev()
-		}
-	}
-	for ; k != nil && (limit <= 0 || len(out) < limit); k, raw = c.Prev() {
-		var e access.Entry
-		if err := json.Unmarshal(raw, &e); err != nil {
-			return nil, fmt.Errorf("store: audit line %x: %w", k, err)
-		}
-		out = append(out, e)
-	}
-	return out, nil
-}

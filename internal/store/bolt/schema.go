@@ -3,6 +3,7 @@ package bolt
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	bbolt "go.etcd.io/bbolt"
 
@@ -59,6 +60,9 @@ var (
 	bucketQuarantine = []byte("quarantine") // be64 number
 	bucketAudit      = []byte("audit")      // be64 number
 
+	bucketCheckpoints = []byte("audit-checkpoints") // be64 number of an audit line
+	bucketAuditKeys   = []byte("audit-keys")        // be64 number
+
 	bucketTokens      = []byte("tokens")        // name
 	bucketTokensBySHA = []byte("tokens-by-sha") // sha256 → name
 )
@@ -69,16 +73,16 @@ var allBuckets = [][]byte{
 	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
-	bucketOutbox, bucketQuarantine, bucketAudit, bucketTokens, bucketTokensBySHA,
+	bucketOutbox, bucketQuarantine, bucketAudit, bucketCheckpoints, bucketAuditKeys, bucketTokens, bucketTokensBySHA,
 }
 
 // SchemaVersion is the version of the records that this program writes.
-const SchemaVersion = 2
+const SchemaVersion = 3
 
 var keySchema = []byte("schema")
 
 // migrations[i] brings a store from version i+1 to i+2.
-var migrations = []func(*bbolt.Tx) error{toSchema2}
+var migrations = []func(*bbolt.Tx) error{toSchema2, toSchema3}
 
 // migrate creates what a new store needs and upgrades an old one, all in one transaction. A store of a newer muster is
 // refused: going back needs the backup made before the upgrade.
@@ -95,6 +99,8 @@ func migrate(b *bbolt.Tx) error {
 		have = binary.BigEndian.Uint64(v)
 	} else if v != nil {
 		return fmt.Errorf("schema version is unreadable: restore from a backup")
+	} else if _, _, err := beginTrail(b, time.Now()); err != nil {
+		return err
 	}
 	if have > SchemaVersion {
 		return fmt.Errorf("written by a newer muster (schema %d, this one knows %d): run that version, or restore the backup made before the upgrade", have, SchemaVersion)

@@ -10,6 +10,7 @@ import (
 	json "github.com/go-json-experiment/json/v1"
 	bbolt "go.etcd.io/bbolt"
 
+	"muster/internal/access"
 	"muster/internal/admission"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
@@ -23,6 +24,8 @@ type Tx struct {
 	// headers are the rollouts that this write transaction has read or put, and whether they were put: every report of a
 	// batch changes the same few, and each is written once, by flush. nil in a read transaction.
 	headers map[fleet.RolloutID]*header
+	// trail is the end of the audit trail, once this write transaction has appended to it.
+	trail *access.Head
 }
 
 type header struct {
