@@ -148,7 +148,17 @@ func LoadWith(ctx context.Context, dir string, passphrase []byte, keys Keys) (_ 
 			return nil, err
 		}
 	}
+	if cross := filepath.Join(dir, fileCross+extCert); exists(cross) {
+		if h.Cross, err = pemutil.ReadCertificate(cross); err != nil {
+			return nil, fleet.Wrap(fleet.Invalid, err, "ca: %s cannot be read: restore it from a backup", cross)
+		}
+	}
 	return h, h.check()
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // OpenKey opens the key that ref names, or without one the encrypted file path.

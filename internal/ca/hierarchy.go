@@ -34,6 +34,8 @@ type Hierarchy struct {
 	Root, Spare Pair
 	Device      Pair // signs device certificates, clientAuth only
 	Server      Pair // signs certificates of the broker and of HTTPS listeners, serverAuth only
+	// Cross is Root, signed by the root before it: servers show it, so that who has only that one believes them. May be nil.
+	Cross *x509.Certificate
 }
 
 // CreateOptions describe a new hierarchy. Zero values mean what the comments say.

@@ -84,6 +84,9 @@ func (h *Hierarchy) SignServer(at time.Time, pub crypto.PublicKey, names []strin
 	if err != nil {
 		return nil, fmt.Errorf("ca: server certificate: %w", err)
 	}
+	if h.Cross != nil {
+		return toPEM(leaf, issuer, h.Cross), nil
+	}
 	return toPEM(leaf, issuer), nil
 }
 
