@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"muster/internal/audit"
 	"muster/internal/fleet"
 )
 
@@ -49,14 +50,6 @@ type Token struct {
 // Live reports whether the token works at that time.
 func (t Token) Live(at time.Time) bool { return t.ExpiresAt.IsZero() || at.Before(t.ExpiresAt) }
 
-// Entry is one line of the audit trail. The store gives it its number and links it to the one before (chain.go).
-type Entry struct {
-	Seq     uint64     `json:"seq"` // from 1, without gaps
-	At      time.Time  `json:"at"`
-	Who     string     `json:"who"`  // token name, device:<id> or muster itself
-	What    string     `json:"what"` // certificate.revoke, rollout.start, …
-	On      string     `json:"on,omitempty"`
-	Details string     `json:"details,omitempty"`
-	Prev    fleet.Hash `json:"prev,omitempty"` // hash of entry Seq-1; of the Genesis for the first
-	Hash    fleet.Hash `json:"hash,omitempty"` // of all of the above: HashEntry
-}
+// Entry is one line of the audit trail. Who records something fills in At, Who, What, On and Details; the store does the
+// rest.
+type Entry = audit.Entry

@@ -56,8 +56,9 @@ var Table = map[string]Row{
 	"internal/firmware/espapp": {Core, []string{"internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/fleet"}, "holds an ESP32 image to its manifest"},
 
 	"internal/expiry": {Core, nil, "what ends, and how urgent that is"},
+	"internal/audit":  {Core, []string{"internal/fleet"}, "the audit trail as a document: chain, checkpoints, exports"},
 
-	"internal/access":     {UseCase, []string{"internal/fleet"}, "operators"},
+	"internal/access":     {UseCase, []string{"internal/audit", "internal/fleet"}, "operators"},
 	"internal/downlink":   {UseCase, []string{"internal/fleet", "internal/wire"}, "outbox to broker"},
 	"internal/uplink":     {UseCase, []string{"internal/fleet", "internal/wire"}, "queue to store"},
 	"internal/inventory":  {UseCase, []string{"internal/access", "internal/fleet", "internal/target", "internal/wire"}, "registry; audits what operators change"},
@@ -70,7 +71,7 @@ var Table = map[string]Row{
 	"internal/ota":        {UseCase, []string{"internal/access", "internal/downlink", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/rollout", "internal/wire"}, "releases, and what a device gets now"},
 	"internal/dispatch":   {UseCase, []string{"internal/access", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/target", "internal/wire"}, "drives rollouts"},
 
-	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink", "internal/wire"}, "keeps the records of the core and of the use cases"},
+	"internal/store/bolt":        {Adapter, []string{"internal/access", "internal/admission", "internal/audit", "internal/downlink", "internal/firmware", "internal/fleet", "internal/pki", "internal/rollout", "internal/uplink", "internal/wire"}, "keeps the records of the core and of the use cases"},
 	"internal/store/storetest":   {Adapter, []string{"internal/store/bolt"}, "a checked store for tests"},
 	"internal/ca":                {Adapter, []string{"internal/ca/ceremony", "internal/ca/keystore", "internal/fleet", "internal/pki", "internal/wire"}, "smallstep"},
 	"internal/ca/ceremony":       {Edge, []string{"internal/ca/keystore", "internal/fleet", "internal/pki"}, "what an offline root signs, without smallstep; in the CLI, and in ca for a root made by init"},
@@ -80,7 +81,7 @@ var Table = map[string]Row{
 	"internal/brokerauth":        {Adapter, []string{"internal/admission", "internal/fleet", "internal/wire"}, "RabbitMQ's http auth backend"},
 	"internal/tlsfiles":          {Adapter, []string{"internal/fleet"}, "certificates, keys and trust in files"},
 	"internal/blob":              {Adapter, []string{"internal/fleet"}, "images on disk"},
-	"internal/httpapi":           {Adapter, []string{"api", "internal/access", "internal/dispatch", "internal/enroll", "internal/expiry", "internal/firmware", "internal/fleet", "internal/inventory", "internal/ota", "internal/pki", "internal/recovery", "internal/rollout", "internal/servercert", "internal/target", "internal/trust", "internal/uplink"}, "ops REST; calls use cases and shows core types"},
+	"internal/httpapi":           {Adapter, []string{"api", "internal/access", "internal/audit", "internal/dispatch", "internal/enroll", "internal/expiry", "internal/firmware", "internal/fleet", "internal/inventory", "internal/ota", "internal/pki", "internal/recovery", "internal/rollout", "internal/servercert", "internal/target", "internal/trust", "internal/uplink"}, "ops REST; calls use cases and shows core types"},
 	"internal/devapi":            {Adapter, []string{"internal/firmware", "internal/fleet", "internal/ota", "internal/wire"}, "device HTTPS"},
 	"internal/est":               {Adapter, []string{"internal/fleet", "internal/pki"}, "EST over HTTP; mounted on devapi's listeners by app"},
 	"internal/config":            {Adapter, nil, "settings from file, environment, flags"},
@@ -90,7 +91,7 @@ var Table = map[string]Row{
 	"configs":            {Edge, nil, "the commented settings, embedded for init"},
 	"internal/client":    {Edge, []string{"api", "internal/fleet"}, "speaks only REST"},
 	"internal/signing":   {Edge, []string{"internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki"}, "keys and signatures on the operator's own machine"},
-	"internal/cli":       {Edge, []string{"api", "internal/ca/ceremony", "internal/ca/keystore", "internal/client", "internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki", "internal/signing"}, "the ops CLI: REST, and what works offline"},
+	"internal/cli":       {Edge, []string{"api", "internal/audit", "internal/ca/ceremony", "internal/ca/keystore", "internal/client", "internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki", "internal/signing"}, "the ops CLI: REST, and what works offline"},
 	"internal/simdev":    {Edge, []string{"internal/fleet", "internal/pki", "internal/wire"}, "a device knows only what reached it over the wire; reads trust bundles as one would"},
 	"internal/devbroker": {Edge, []string{"internal/broker/brokerconf"}, "a RabbitMQ for development with the production configuration"},
 	"internal/archtest":  {Edge, nil, "this table"},

@@ -7,10 +7,11 @@ import (
 	json "github.com/go-json-experiment/json/v1"
 
 	"muster/internal/access"
+	"muster/internal/audit"
 	"muster/internal/fleet"
 )
 
-// The audit trail is a chain of hashes (access.HashEntry). Its bucket's own sequence counts the entries that were ever
+// The audit trail is a chain of hashes (audit.HashEntry). Its bucket's own sequence counts the entries that were ever
 // appended, so that a missing end shows.
 
 var keyGenesis = []byte("audit-genesis") // in bucketMeta
@@ -29,28 +30,28 @@ func (tx *Tx) Audit(e access.Entry) error {
 	if err := put(tx, bucketAudit, be64(e.Seq), e); err != nil {
 		return err
 	}
-	*tx.trail = access.Head{Seq: e.Seq, Hash: e.Hash}
+	*tx.trail = audit.Head{Seq: e.Seq, Hash: e.Hash}
 	return b.SetSequence(e.Seq)
 }
 
 // AuditGenesis returns what the audit trail begins with.
-func (tx *Tx) AuditGenesis() (access.Genesis, error) {
-	return must[access.Genesis](tx, bucketMeta, keyGenesis, "beginning of the audit trail: restore the store from a backup")
+func (tx *Tx) AuditGenesis() (audit.Genesis, error) {
+	return must[audit.Genesis](tx, bucketMeta, keyGenesis, "beginning of the audit trail: restore the store from a backup")
 }
 
 // AuditHead returns the number of entries that were ever appended to the audit trail, and the hash of the last that is there.
-func (tx *Tx) AuditHead() (access.Head, error) {
+func (tx *Tx) AuditHead() (audit.Head, error) {
 	b := tx.b.Bucket(bucketAudit)
 	k, raw := b.Cursor().Last()
 	if k == nil {
 		g, err := tx.AuditGenesis()
-		return access.Head{Seq: b.Sequence(), Hash: g.Hash()}, err
+		return audit.Head{Seq: b.Sequence(), Hash: g.Hash()}, err
 	}
 	var e access.Entry
 	if err := json.Unmarshal(raw, &e); err != nil {
-		return access.Head{}, fmt.Errorf("store: audit line %x: %w", k, err)
+		return audit.Head{}, fmt.Errorf("store: audit line %x: %w", k, err)
 	}
-	return access.Head{Seq: b.Sequence(), Hash: e.Hash}, nil
+	return audit.Head{Seq: b.Sequence(), Hash: e.Hash}, nil
 }
 
 // AuditEntry returns one line of the audit trail, or a NotFound error.
@@ -86,32 +87,32 @@ func (tx *Tx) AuditBefore(before uint64, limit int) ([]access.Entry, error) {
 }
 
 // Checkpoints returns up to limit checkpoints of the audit trail after that of entry after, in order.
-func (tx *Tx) Checkpoints(after uint64, limit int) ([]access.SignedCheckpoint, error) {
-	return numbered[access.SignedCheckpoint](tx, bucketCheckpoints, after, limit)
+func (tx *Tx) Checkpoints(after uint64, limit int) ([]audit.SignedCheckpoint, error) {
+	return numbered[audit.SignedCheckpoint](tx, bucketCheckpoints, after, limit)
 }
 
 // LastCheckpoint returns the newest checkpoint, or the zero one if there is none.
-func (tx *Tx) LastCheckpoint() (access.SignedCheckpoint, error) {
+func (tx *Tx) LastCheckpoint() (audit.SignedCheckpoint, error) {
 	k, _ := tx.b.Bucket(bucketCheckpoints).Cursor().Last()
 	if k == nil {
-		return access.SignedCheckpoint{}, nil
+		return audit.SignedCheckpoint{}, nil
 	}
-	c, _, err := get[access.SignedCheckpoint](tx, bucketCheckpoints, k)
+	c, _, err := get[audit.SignedCheckpoint](tx, bucketCheckpoints, k)
 	return c, err
 }
 
 // PutCheckpoint stores a checkpoint; one of the same entry is replaced.
-func (tx *Tx) PutCheckpoint(c access.SignedCheckpoint) error {
+func (tx *Tx) PutCheckpoint(c audit.SignedCheckpoint) error {
 	return put(tx, bucketCheckpoints, be64(c.Seq), c)
 }
 
 // AuditKeys returns every public key that signs checkpoints or once did, the newest last.
-func (tx *Tx) AuditKeys() ([]access.AuditKey, error) {
-	return all[access.AuditKey](tx, bucketAuditKeys, nil)
+func (tx *Tx) AuditKeys() ([]audit.Key, error) {
+	return all[audit.Key](tx, bucketAuditKeys, nil)
 }
 
 // PutAuditKey appends a public key.
-func (tx *Tx) PutAuditKey(k access.AuditKey) error {
+func (tx *Tx) PutAuditKey(k audit.Key) error {
 	return appendNumbered(tx, bucketAuditKeys, nil, func(uint64) any { return k })
 }
 
@@ -158,12 +159,12 @@ func checkAudit(tx *Tx, say func(string, ...any)) error {
 }
 
 // checkPoint says what is wrong with a stored checkpoint of the entry at head; "" is nothing.
-func checkPoint(raw []byte, g access.Genesis, head access.Head, ring access.Keyring) string {
-	var s access.SignedCheckpoint
+func checkPoint(raw []byte, g audit.Genesis, head audit.Head, ring audit.Keyring) string {
+	var s audit.SignedCheckpoint
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return err.Error()
 	}
-	c, err := access.OpenCheckpoint(s.JWS, ring)
+	c, err := audit.OpenCheckpoint(s.JWS, ring)
 	switch {
 	case err != nil:
 		return err.Error()
@@ -176,16 +177,16 @@ func checkPoint(raw []byte, g access.Genesis, head access.Head, ring access.Keyr
 }
 
 // keyring holds the keys that the store knows. That they are the right ones, only who holds one elsewhere can say.
-func keyring(tx *Tx) (access.Keyring, error) {
+func keyring(tx *Tx) (audit.Keyring, error) {
 	keys, err := tx.AuditKeys()
 	if err != nil || len(keys) == 0 {
-		return access.Keyring{}, err
+		return audit.Keyring{}, err
 	}
 	var text bytes.Buffer
 	for _, k := range keys {
 		text.Write(k.PEM())
 	}
-	ring, err := access.ParseKeyring(text.Bytes())
+	ring, err := audit.ParseKeyring(text.Bytes())
 	if err != nil {
 		return nil, fleet.Wrap(fleet.Internal, err, "audit keys")
 	}

@@ -11,6 +11,7 @@ import (
 	bbolt "go.etcd.io/bbolt"
 
 	"muster/internal/access"
+	"muster/internal/audit"
 )
 
 // toSchema3 makes a chain of the audit trail: what is there is linked as it is found, and an entry says so.
@@ -30,15 +31,15 @@ func toSchema3(b *bbolt.Tx) error {
 // beginTrail makes the genesis of the audit trail and links the entries that are there. n is how many; gaps says whether
 // their numbers were not 1 to n, as they are now.
 func beginTrail(b *bbolt.Tx, at time.Time) (n uint64, gaps bool, err error) {
-	audit := b.Bucket(bucketAudit)
-	c := audit.Cursor()
+	trail := b.Bucket(bucketAudit)
+	c := trail.Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {
 		n++
 		gaps = gaps || seqOf(k) != n
 	}
 	var origin [16]byte
 	_, _ = rand.Read(origin[:]) // never fails (crypto/rand)
-	g := access.Genesis{Origin: hex.EncodeToString(origin[:]), At: at.Round(0).UTC(), Adopted: n}
+	g := audit.Genesis{Origin: hex.EncodeToString(origin[:]), At: at.Round(0).UTC(), Adopted: n}
 	if err := put(&Tx{b: b}, bucketMeta, keyGenesis, g); err != nil {
 		return 0, false, err
 	}
@@ -48,7 +49,7 @@ func beginTrail(b *bbolt.Tx, at time.Time) (n uint64, gaps bool, err error) {
 	for {
 		var keys [][]byte
 		var entries []access.Entry
-		c := audit.Cursor()
+		c := trail.Cursor()
 		for k, raw := c.Seek(from); k != nil && len(keys) < page; k, raw = c.Next() {
 			var e access.Entry
 			if err := json.Unmarshal(raw, &e); err != nil {
@@ -57,12 +58,12 @@ func beginTrail(b *bbolt.Tx, at time.Time) (n uint64, gaps bool, err error) {
 			keys, entries = append(keys, bytes.Clone(k)), append(entries, e)
 		}
 		if len(keys) == 0 {
-			return n, gaps, audit.SetSequence(n)
+			return n, gaps, trail.SetSequence(n)
 		}
 		for i, e := range entries {
 			e = head.Link(e)
-			head = access.Head{Seq: e.Seq, Hash: e.Hash}
-			if err := audit.Delete(keys[i]); err != nil {
+			head = audit.Head{Seq: e.Seq, Hash: e.Hash}
+			if err := trail.Delete(keys[i]); err != nil {
 				return 0, false, err
 			}
 			if err := put(&Tx{b: b}, bucketAudit, be64(e.Seq), e); err != nil {

@@ -10,8 +10,8 @@ import (
 	json "github.com/go-json-experiment/json/v1"
 	bbolt "go.etcd.io/bbolt"
 
-	"muster/internal/access"
 	"muster/internal/admission"
+	"muster/internal/audit"
 	"muster/internal/fleet"
 	"muster/internal/rollout"
 )
@@ -25,7 +25,7 @@ type Tx struct {
 	// batch changes the same few, and each is written once, by flush. nil in a read transaction.
 	headers map[fleet.RolloutID]*header
 	// trail is the end of the audit trail, once this write transaction has appended to it.
-	trail *access.Head
+	trail *audit.Head
 }
 
 type header struct {

@@ -1,4 +1,19 @@
-package access
+// Package audit is the audit trail as a document: entries in a chain of hashes, signed checkpoints, and exports that
+// anybody can verify who has the public key.
+//
+// The audit trail is a hash chain: each entry holds the hash of the one before, so that nothing in it can be changed,
+// removed, inserted or moved without changing every hash that follows, and those are signed (checkpoint.go).
+//
+// A hash is the SHA-256 of a name that says what is hashed, a zero byte, the version of the encoding (1), and the fields
+// in a fixed order. Numbers are big-endian and of fixed length, a time is its Unix seconds (64 bits) and nanoseconds (32
+// bits), a text is its length in bytes (32 bits) and its UTF-8 bytes. So two different entries never have the same
+// encoding:
+//
+//	entry:   "muster audit entry" 0 1 · text prev · u64 seq · time at · text who · text what · text on · text details
+//	genesis: "muster audit genesis" 0 1 · text origin · time at · u64 adopted
+//
+// Hashes within it (prev) are texts of 64 hexadecimal digits.
+package audit
 
 import (
 	"crypto/sha256"
@@ -12,18 +27,7 @@ import (
 	"muster/internal/fleet"
 )
 
-// The audit trail is a hash chain: each entry holds the hash of the one before, so that nothing in it can be changed,
-// removed, inserted or moved without changing every hash that follows, and those are signed (checkpoint.go).
-//
-// A hash is the SHA-256 of a name that says what is hashed, a zero byte, the version of the encoding (1), and the fields
-// in a fixed order. Numbers are big-endian and of fixed length, a time is its Unix seconds (64 bits) and nanoseconds (32
-// bits), a text is its length in bytes (32 bits) and its UTF-8 bytes. So two different entries never have the same
-// encoding:
-//
-//	entry:   "muster audit entry" 0 1 · text prev · u64 seq · time at · text who · text what · text on · text details
-//	genesis: "muster audit genesis" 0 1 · text origin · time at · u64 adopted
-//
-// Hashes within it (prev) are texts of 64 hexadecimal digits.
+// chainVersion is the version of the encoding.
 const chainVersion = 1
 
 // Genesis is what the chain begins with; its hash takes the place of the entry before the first.
@@ -91,6 +95,18 @@ func (e *encoder) time(t time.Time) {
 
 func (e *encoder) sum() fleet.Hash { return fleet.HashOf([32]byte(e.h.Sum(nil))) }
 
+// Entry is one line of the audit trail.
+type Entry struct {
+	Seq     uint64     `json:"seq"` // from 1, without gaps; given by the store
+	At      time.Time  `json:"at"`
+	Who     string     `json:"who"`  // token name, device:<id> or muster itself
+	What    string     `json:"what"` // certificate.revoke, rollout.start, …
+	On      string     `json:"on,omitempty"`
+	Details string     `json:"details,omitempty"`
+	Prev    fleet.Hash `json:"prev,omitempty"` // hash of entry Seq-1; of the Genesis for the first
+	Hash    fleet.Hash `json:"hash,omitempty"` // of all of the above: HashEntry
+}
+
 // Head is the end of a chain: the number and the hash of its last entry.
 type Head struct {
 	Seq  uint64     `json:"seq"`
@@ -127,20 +143,21 @@ func fit(s string, max int) string {
 func (h Head) Next(e Entry) (Head, error) {
 	switch {
 	case e.Seq > h.Seq+1:
-		return h, broken(h.Seq+1, Missing, "%s missing: after %d comes %d", span(h.Seq+1, e.Seq-1), h.Seq, e.Seq)
+		return h, Break(h.Seq+1, Missing, "%s missing: after %d comes %d", Span(h.Seq+1, e.Seq-1), h.Seq, e.Seq)
 	case e.Seq <= h.Seq:
-		return h, broken(e.Seq, Disordered, "entry %d comes after entry %d", e.Seq, h.Seq)
+		return h, Break(e.Seq, Disordered, "entry %d comes after entry %d", e.Seq, h.Seq)
 	case HashEntry(e.Prev, e) != e.Hash:
-		return h, broken(e.Seq, Changed, "entry %d was changed: its content does not have the hash that it names", e.Seq)
+		return h, Break(e.Seq, Changed, "entry %d was changed: its content does not have the hash that it names", e.Seq)
 	case e.Prev != h.Hash && h.Seq == 0:
-		return h, broken(e.Seq, Unlinked, "entry 1 does not follow the beginning of this trail: what stood before it was removed, or it comes from another trail")
+		return h, Break(e.Seq, Unlinked, "entry 1 does not follow the beginning of this trail: what stood before it was removed, or it comes from another trail")
 	case e.Prev != h.Hash:
-		return h, broken(e.Seq, Unlinked, "entries %d and %d do not fit together: one of them was replaced", h.Seq, e.Seq)
+		return h, Break(e.Seq, Unlinked, "entries %d and %d do not fit together: one of them was replaced", h.Seq, e.Seq)
 	}
 	return Head{e.Seq, e.Hash}, nil
 }
 
-func span(first, last uint64) string {
+// Span names the entries from first to last, with its verb.
+func Span(first, last uint64) string {
 	if first >= last {
 		return fmt.Sprintf("entry %d is", first)
 	}
@@ -183,6 +200,7 @@ type Broken struct {
 
 func (b *Broken) Error() string { return b.Msg }
 
-func broken(seq uint64, f Fault, format string, a ...any) error {
+// Break returns a *Broken.
+func Break(seq uint64, f Fault, format string, a ...any) error {
 	return &Broken{seq, f, fmt.Sprintf(format, a...)}
 }

@@ -1,4 +1,4 @@
-package access
+package audit
 
 import (
 	"bytes"
@@ -46,32 +46,37 @@ type SignedCheckpoint struct {
 	JWS   string     `json:"jws"` // compact serialisation (RFC 7515 §7.1), ES256
 }
 
-// AuditKey is a public key that signs checkpoints, or once did.
-type AuditKey struct {
+// VouchesFor reports whether s is a checkpoint of the entry e, and e what was hashed. Its signature is not checked.
+func (s SignedCheckpoint) VouchesFor(e Entry) bool {
+	return s.Seq == e.Seq && s.Hash == e.Hash && HashEntry(e.Prev, e) == e.Hash
+}
+
+// Key is a public key that signs checkpoints, or once did.
+type Key struct {
 	ID        string    `json:"id"`         // RFC 7638 thumbprint
 	PublicKey []byte    `json:"public_key"` // SubjectPublicKeyInfo, DER
 	Since     time.Time `json:"since"`
 }
 
 // PEM returns the key as a PEM block.
-func (k AuditKey) PEM() []byte {
+func (k Key) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.PublicKey})
 }
 
-// NewAuditKey describes the public key of an audit key. Any but EC P-256 is Unprocessable.
-func NewAuditKey(pub crypto.PublicKey, at time.Time) (AuditKey, error) {
-	id, err := auditKeyID(pub)
+// NewKey describes the public key of an audit key. Any but EC P-256 is Unprocessable.
+func NewKey(pub crypto.PublicKey, at time.Time) (Key, error) {
+	id, err := keyID(pub)
 	if err != nil {
-		return AuditKey{}, err
+		return Key{}, err
 	}
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
-		return AuditKey{}, fleet.Wrap(fleet.Unprocessable, err, "audit key: it cannot be encoded")
+		return Key{}, fleet.Wrap(fleet.Unprocessable, err, "audit key: it cannot be encoded")
 	}
-	return AuditKey{ID: id, PublicKey: der, Since: at.Round(0).UTC()}, nil
+	return Key{ID: id, PublicKey: der, Since: at.Round(0).UTC()}, nil
 }
 
-func auditKeyID(pub crypto.PublicKey) (string, error) {
+func keyID(pub crypto.PublicKey) (string, error) {
 	if k, ok := pub.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
 		return "", fleet.Errorf(fleet.Unprocessable, "audit key: checkpoints are signed and checked with EC P-256 keys (ES256)")
 	}
@@ -100,7 +105,7 @@ func ParseKeyring(text []byte) (Keyring, error) {
 		if err != nil {
 			return nil, fleet.Wrap(fleet.Invalid, err, "audit key: a public key cannot be read")
 		}
-		id, err := auditKeyID(pub)
+		id, err := keyID(pub)
 		if err != nil {
 			return nil, err
 		}
@@ -121,7 +126,7 @@ func (r Keyring) IDs() []string { return slices.Sorted(maps.Keys(r)) }
 
 // SignCheckpoint signs c. The signer holds an EC P-256 key; it may live in a hardware module.
 func SignCheckpoint(c Checkpoint, signer crypto.Signer) (SignedCheckpoint, error) {
-	id, err := auditKeyID(signer.Public())
+	id, err := keyID(signer.Public())
 	if err != nil {
 		return SignedCheckpoint{}, err
 	}
