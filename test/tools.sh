@@ -12,12 +12,14 @@ declare -A package=(
   [pkill]=procps
   [softhsm2-util]=softhsm2 # a PKCS #11 token for the keys of the CA
   [gcc]="gcc libc6-dev" # the race detector is linked by it
+  [g++]=g++              # the example client for the ESP32 is compiled for this machine, too
 )
 missing=()
 for tool in "${!package[@]}"; do
   # shellcheck disable=SC2206 # some tools take two packages
   command -v "$tool" >/dev/null 2>&1 || missing+=(${package[$tool]})
 done
+[ -e /usr/include/mbedtls/ssl.h ] || missing+=(libmbedtls-dev) # what the example client does its cryptography with
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
   echo "error: missing on this machine: ${missing[*]}" >&2

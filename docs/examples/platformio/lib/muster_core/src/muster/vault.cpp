@@ -80,7 +80,9 @@ bool Vault::load(std::string& why) {
     proven_ = b[1] == 1;
   }
   if (store_.read(names::clock, b) && b.size() == 8) {
-    for (uint8_t one : b) clock_ = clock_ << 8 | one;
+    uint64_t seconds = 0;
+    for (uint8_t one : b) seconds = seconds << 8 | one;
+    clock_ = std::max(clock_, static_cast<int64_t>(seconds));
   }
   std::vector<Field> f{{"job", update_.job}, {"image", update_.image}, {"file", update_.file}, {"failed", update_.failed_file}};
   const std::string u = text(names::update);
