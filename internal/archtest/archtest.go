@@ -65,6 +65,7 @@ var Table = map[string]Row{
 	"internal/enroll":     {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "certificates; says so to devices by the outbox"},
 	"internal/revocation": {UseCase, []string{"internal/access", "internal/fleet", "internal/pki"}, "lists and answers about revoked certificates; signs no device's own"},
 	"internal/crlapi":     {Adapter, []string{"internal/fleet", "internal/pki", "internal/revocation"}, "CRL and OCSP over HTTP, for everybody"},
+	"internal/rotation":   {UseCase, []string{"internal/access", "internal/fleet", "internal/pki"}, "replaces CAs; signs and switches by a port"},
 	"internal/trust":      {UseCase, []string{"internal/access", "internal/downlink", "internal/fleet", "internal/pki", "internal/wire"}, "brings the trust bundle to devices"},
 	"internal/servercert": {UseCase, []string{"internal/access", "internal/expiry", "internal/fleet"}, "renews server certificates; its ports are satisfied by ca and tlsfiles"},
 	"internal/recovery":   {UseCase, []string{"internal/access", "internal/downlink", "internal/enroll", "internal/fleet", "internal/pki", "internal/wire"}, "an enrolment by another door, so it uses enroll"},

@@ -22,7 +22,10 @@ type Issuer struct {
 }
 
 // ID returns the name of i.
-func (i Issuer) ID() IssuerID { return IssuerID(hex.EncodeToString(i.Cert.SubjectKeyId)) }
+func (i Issuer) ID() IssuerID { return IssuerIDOf(i.Cert) }
+
+// IssuerIDOf returns the name of a CA.
+func IssuerIDOf(c *x509.Certificate) IssuerID { return IssuerID(hex.EncodeToString(c.SubjectKeyId)) }
 
 // Issued reports whether i signed c, by the intermediate that was stored with it.
 func (i Issuer) Issued(c Certificate) bool {

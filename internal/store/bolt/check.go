@@ -35,7 +35,7 @@ func (d *DB) Check(ctx context.Context) ([]string, error) {
 		if len(found) > 0 {
 			return nil // nothing that is read from broken pages means anything
 		}
-		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkLists, checkEnrolments, checkBlocked, checkRepairs, checkRollouts, checkTokens, checkAudit} {
+		for _, check := range []func(*Tx, func(string, ...any)) error{checkDevices, checkCertificates, checkLists, checkTrust, checkEnrolments, checkBlocked, checkRepairs, checkRollouts, checkTokens, checkAudit} {
 			if err := check(tx, say); err != nil {
 				say("%v", err)
 			}

@@ -34,6 +34,7 @@ var (
 	bucketRequests   = []byte("requests")     // id
 	bucketClosings   = []byte("closings")     // broker user
 	bucketTrust      = []byte("trust")        // be64 version of a trust bundle
+	bucketRotations  = []byte("rotations")    // be64 number of the generation that a rotation of the CAs brings
 	bucketEnrolments = []byte("enrolments")   // device
 	bucketBlocked    = []byte("blocked-keys") // key hash
 
@@ -69,7 +70,7 @@ var (
 
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
-	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketMassRevocations, bucketRequests, bucketClosings, bucketTrust, bucketEnrolments, bucketBlocked,
+	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketMassRevocations, bucketRequests, bucketClosings, bucketTrust, bucketRotations, bucketEnrolments, bucketBlocked,
 	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
