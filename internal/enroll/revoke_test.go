@@ -306,6 +306,7 @@ func TestDisableAndEnable(t *testing.T) {
 			if _, err := r.e.Disable(ctx, time.Now(), dev, "ops"); err != nil {
 				t.Fatal(err)
 			}
+			synctest.Wait() // Run has taken over and told the broker: a session that opens from here on is a new one
 		}
 		disable()
 		closed := r.broker.closes(user)
