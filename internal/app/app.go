@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -43,6 +42,7 @@ import (
 	"muster/internal/recovery"
 	"muster/internal/revocation"
 	"muster/internal/rollout"
+	"muster/internal/rotation"
 	"muster/internal/store/bolt"
 	"muster/internal/trust"
 	"muster/internal/uplink"
@@ -68,8 +68,8 @@ type App struct {
 	catalog    *ota.Catalog
 	trust      *trust.Publisher
 	lists      *revocation.Lists
-	roots      []*x509.Certificate // of the first trust bundle
-	hierarchy  *ca.Hierarchy
+	cas        *generations
+	rotations  *rotation.Rotator
 	blocklist  blocklist
 	intake     *uplink.Intake[*bolt.Tx]
 	pump       *downlink.Pump
@@ -138,12 +138,6 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	hierarchy, err := ca.LoadWith(context.Background(), c.Path(c.PKI.Dir), []byte(passphrase), keysOf(&c))
-	if err != nil {
-		return nil, err
-	}
-	a.life.onStop("CA keys", func(context.Context) error { return hierarchy.Close() })
-	a.hierarchy = hierarchy
 	if c.Certificates.BlockedKeys != "" {
 		a.blocklist.path = c.Path(c.Certificates.BlockedKeys)
 	}
@@ -151,8 +145,13 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	keys := pki.KeyPolicy{RSA: c.Certificates.RSA, Blocked: a.blocklist.blocked}
-	authority, err := ca.NewAuthority(hierarchy, keys)
-	if err != nil {
+	a.cas = &generations{files: ca.Store{Dir: c.Path(c.PKI.Dir), Passphrase: []byte(passphrase), Keys: keysOf(&c)}, policy: keys, log: log}
+	a.life.onStop("CA keys", func(context.Context) error { return a.cas.close() })
+	var rotations []pki.Rotation
+	if err := a.store.View(context.Background(), func(tx *bolt.Tx) (err error) { rotations, err = tx.Rotations(); return err }); err != nil {
+		return nil, err
+	}
+	if err := a.cas.load(context.Background(), rotations); err != nil {
 		return nil, err
 	}
 	trustKey, trustSigner, err := ca.TrustKey(c.Path(c.PKI.Dir), []byte(passphrase))
@@ -164,12 +163,12 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if a.credentials, err = loadCredentials(&c); err != nil {
 		return nil, err
 	}
-	if err := a.credentials.trustDevices(hierarchy.ClientCAs()); err != nil {
+	if err := a.credentials.trustDevices(a.cas.deviceCAs()); err != nil {
 		return nil, err
 	}
 	a.expiries = &expiries{log: log, health: a.health}
 	a.metrics.Registry().MustRegister(a.expiries)
-	a.expiries.add("CAs", func(context.Context, time.Time) ([]expiry.Item, error) { return expiringCAs(hierarchy), nil })
+	a.expiries.add("CAs", func(context.Context, time.Time) ([]expiry.Item, error) { return a.cas.expiring(), nil })
 
 	// The broker.
 	if err := a.joinBroker(); err != nil {
@@ -185,7 +184,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	a.enroll, err = enroll.New(enroll.Config{
 		Update:    update(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
 		View:      view(a.store, func(tx *bolt.Tx) enroll.Tx { return tx }),
-		Authority: authority, Sessions: a.management, Log: log, Committed: committed,
+		Authority: a.cas, Sessions: a.management, Log: log, Committed: committed,
 		Revoked: func() { a.lists.Revoked() }, Refusals: a.refusals,
 		Terms: func(tx enroll.Tx, id fleet.DeviceID) (time.Duration, bool, error) {
 			return a.dispatch.RenewalTerms(tx.(*bolt.Tx), id)
@@ -202,18 +201,17 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
-	a.roots = []*x509.Certificate{hierarchy.Root.Cert, hierarchy.Spare.Cert}
 	a.lists = revocation.New(revocation.Config{
 		Update:  update(a.store, func(tx *bolt.Tx) revocation.Tx { return tx }),
 		View:    view(a.store, func(tx *bolt.Tx) revocation.Tx { return tx }),
-		Issuers: func() []pki.Issuer { return issuersOf(hierarchy) }, Log: log,
+		Issuers: a.cas.issuers, Log: log,
 	})
 	a.expiries.add("revocation lists", expiringLists(a.lists))
 	a.trust = trust.New(trust.Config{
 		Update: update(a.store, func(tx *bolt.Tx) trust.Tx { return tx }),
 		View:   view(a.store, func(tx *bolt.Tx) trust.Tx { return tx }),
 		Key:    trustKey, Signer: trustSigner, Log: log, Committed: committed,
-		InUse: func() []*x509.Certificate { return []*x509.Certificate{hierarchy.Root.Cert} },
+		InUse: a.cas.inUse,
 	})
 	a.recovery, err = recovery.New(recovery.Config{
 		Update: update(a.store, func(tx *bolt.Tx) recovery.Tx { return tx }),
@@ -224,6 +222,10 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err != nil {
 		return nil, err
 	}
+	a.rotations = a.rotator(
+		view(a.store, func(tx *bolt.Tx) rotation.Tx { return tx }),
+		update(a.store, func(tx *bolt.Tx) rotation.Tx { return tx }),
+	)
 	a.attempts = recovery.NewAttempts(update(a.store, func(tx *bolt.Tx) recovery.AuditTx { return tx }))
 	a.dispatch = dispatch.New(dispatch.Config{
 		Update:        update(a.store, func(tx *bolt.Tx) dispatch.Tx { return tx }),
@@ -257,10 +259,10 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err := a.openBrokerAuth(); err != nil {
 		return nil, err
 	}
-	a.keepCertificates(func() *ca.Hierarchy { return hierarchy }, operators.Record)
+	a.keepCertificates(operators.Record)
 	a.expiries.add("tokens", expiringTokens(operators.Tokens))
 	enrolment := est.New(est.Config{
-		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return certificatesIn(a.trustPEM(context.Background()), hierarchy.ClientCAs()) }, Log: log,
+		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return certificatesIn(a.trustPEM(context.Background()), a.cas.clientCAs()) }, Log: log,
 	})
 	public := crlapi.New(a.lists, log)
 	device := devapi.New(devapi.Config{
@@ -385,7 +387,7 @@ func (a *App) Start() error {
 	a.serve("device API", func() error { return a.devices.Serve(a.listeners.devices) }, a.devices.Shutdown)
 	a.serve("recovery API", func() error { return a.recoverer.Serve(a.listeners.recovery) }, a.recoverer.Shutdown)
 
-	if err := a.trust.First(context.Background(), time.Now(), a.roots); err != nil {
+	if err := a.trust.First(context.Background(), time.Now(), a.cas.roots()); err != nil {
 		return err
 	}
 	policy, err := a.enroll.AdoptSettings(context.Background(), time.Now())
@@ -399,6 +401,7 @@ func (a *App) Start() error {
 	a.life.task("signer", a.enroll.Run, a.report("signer"))
 	a.health.Set("signer", nil)
 	a.life.task("revocation lists", a.lists.Run, a.failure("revocation lists"))
+	a.life.task("rotation", func(ctx context.Context) error { return a.rotations.Run(ctx, a.report("rotation")) }, a.report("rotation"))
 	a.life.task("ca-keys", a.runKeyCheck, a.failure("ca-keys"))
 	if a.blocklist.path != "" {
 		a.life.task("blocked-keys", a.runBlocklist, a.failure("blocked-keys"))

@@ -15,7 +15,7 @@ func (a *App) runKeyCheck(ctx context.Context) error {
 	defer ticker.Stop()
 	failing := false
 	for {
-		err := a.hierarchy.Check()
+		err := a.cas.check()
 		a.health.Set("ca-keys", err)
 		switch {
 		case err != nil && !failing:

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"muster/internal/access"
-	"muster/internal/ca"
 	"muster/internal/config"
 	"muster/internal/expiry"
 	"muster/internal/fleet"
@@ -105,8 +104,8 @@ func (c *credentials) authTLS() *tls.Config {
 	return conf
 }
 
-// keepCertificates makes the use case that renews the server certificates. hierarchy returns the CA of the moment.
-func (a *App) keepCertificates(hierarchy func() *ca.Hierarchy, record func(context.Context, access.Entry) error) {
+// keepCertificates makes the use case that renews the server certificates.
+func (a *App) keepCertificates(record func(context.Context, access.Entry) error) {
 	c := a.credentials
 	servers := []servercert.Server{{Name: certDevices, Files: c.devices}, {Name: certOps, Files: c.ops}}
 	if c.auth != nil {
@@ -124,7 +123,7 @@ func (a *App) keepCertificates(hierarchy func() *ca.Hierarchy, record func(conte
 		return 1
 	})
 	c.keeper = servercert.New(servercert.Config{
-		Servers: append(servers, broker), Issuer: serverIssuer{hierarchy}, Record: record, Served: a.served, Log: a.log,
+		Servers: append(servers, broker), Issuer: serverIssuer{a.cas}, Record: record, Served: a.served, Log: a.log,
 		Report: func(err error) {
 			faults.Store(err != nil)
 			words := ""
@@ -221,11 +220,7 @@ func (a *App) served(ctx context.Context, address string) ([]*x509.Certificate, 
 }
 
 // serverIssuer lets the CA of the moment issue server certificates.
-type serverIssuer struct{ hierarchy func() *ca.Hierarchy }
-
-func (i serverIssuer) Issued(chain []*x509.Certificate) bool {
-	return i.hierarchy().IssuedServer(chain)
-}
+type serverIssuer struct{ *generations }
 
 func (i serverIssuer) Until() time.Time { return i.hierarchy().Server.Cert.NotAfter }
 

@@ -15,6 +15,7 @@ import (
 	"muster/internal/ca"
 	"muster/internal/expiry"
 	"muster/internal/obs"
+	"muster/internal/pki"
 )
 
 // expiries is the alarm table of everything that ends. Whoever has something that ends adds a source.
@@ -136,15 +137,22 @@ func (e *expiries) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+type expiringCA struct {
+	expiry.Item
+	cert *x509.Certificate
+}
+
 // expiringCAs are the CAs of a hierarchy.
-func expiringCAs(h *ca.Hierarchy) []expiry.Item {
-	item := func(name, kind, fix string, stops bool, c *x509.Certificate) expiry.Item {
-		return expiry.Item{Name: name, Kind: kind, NotBefore: c.NotBefore, NotAfter: c.NotAfter, Fix: fix, Stops: stops}
+func expiringCAs(h *ca.Hierarchy) []expiringCA {
+	item := func(name, kind, fix string, stops bool, c *x509.Certificate) expiringCA {
+		return expiringCA{expiry.Item{Name: name, Kind: kind, NotBefore: c.NotBefore, NotAfter: c.NotAfter, Fix: fix, Stops: stops}, c}
 	}
-	const rotate = "bring in a new one well before: devices must learn to trust it first (docs/certificates.md)"
-	return []expiry.Item{
-		item("root", "root", rotate, true, h.Root.Cert), item("spare-root", "root", rotate, false, h.Spare.Cert),
-		item("device-ca", "intermediate", rotate, true, h.Device.Cert), item("server-ca", "intermediate", rotate, true, h.Server.Cert),
+	rotate := func(kind pki.RotationKind) string {
+		return "muster rotation start " + string(kind) + ", well before: devices must learn to trust the new one first (docs/certificates.md)"
+	}
+	return []expiringCA{
+		item("root", "root", rotate(pki.RotateRoot), true, h.Root.Cert), item("spare-root", "root", rotate(pki.RotateRoot), false, h.Spare.Cert),
+		item("device-ca", "intermediate", rotate(pki.RotateDeviceCA), true, h.Device.Cert), item("server-ca", "intermediate", rotate(pki.RotateServerCA), true, h.Server.Cert),
 	}
 }
 

@@ -27,7 +27,7 @@ func TestTheAlarmTable(t *testing.T) {
 	metrics, health := obs.NewMetrics(), obs.NewHealth()
 	e := &expiries{log: slog.New(slog.NewTextHandler(&log, nil)), health: health}
 	metrics.Registry().MustRegister(e)
-	e.add("CAs", func(context.Context, time.Time) ([]expiry.Item, error) { return expiringCAs(h), nil })
+	e.add("CAs", func(context.Context, time.Time) ([]expiry.Item, error) { return plainItems(expiringCAs(h)), nil })
 	e.add("tokens", expiringTokens(func(context.Context) ([]access.Token, error) {
 		return []access.Token{{Name: "for ever", CreatedAt: start}, {Name: "cron", CreatedAt: start, ExpiresAt: start.Add(24 * time.Hour)}}, nil
 	}))
@@ -69,4 +69,11 @@ func TestTheAlarmTable(t *testing.T) {
 	if err == nil || len(items) != 5 || items[0].Name != "cron" {
 		t.Errorf("%v, %+v", err, items)
 	}
+}
+
+func plainItems(list []expiringCA) (out []expiry.Item) {
+	for _, i := range list {
+		out = append(out, i.Item)
+	}
+	return out
 }

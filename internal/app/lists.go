@@ -5,12 +5,10 @@ import (
 	"net/http"
 	"time"
 
-	"muster/internal/ca"
 	"muster/internal/crlapi"
 	"muster/internal/enroll"
 	"muster/internal/expiry"
 	"muster/internal/fleet"
-	"muster/internal/pki"
 	"muster/internal/revocation"
 )
 
@@ -37,16 +35,6 @@ func (a *App) refusals(id fleet.DeviceID) (seen func() []enroll.Refusal, stop fu
 		}
 		return out
 	}, stop
-}
-
-// issuersOf are the CAs whose keys are here: that of devices comes first.
-func issuersOf(h *ca.Hierarchy) (out []pki.Issuer) {
-	for _, p := range []ca.Pair{h.Device, h.Server, h.Root} {
-		if p.Cert != nil && p.Key != nil {
-			out = append(out, pki.Issuer{Cert: p.Cert, Key: p.Key})
-		}
-	}
-	return out
 }
 
 // withLists serves revocation lists and OCSP, which are for everybody, beside the API.

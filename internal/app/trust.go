@@ -14,7 +14,7 @@ func (a *App) trustPEM(ctx context.Context) []byte {
 	if err == nil {
 		ders = b.Roots
 	} else {
-		ders = rawOf(a.roots)
+		ders = rawOf(a.cas.roots())
 	}
 	var out bytes.Buffer
 	for _, der := range ders {

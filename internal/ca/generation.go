@@ -83,7 +83,25 @@ func (s Store) Certificates(n int64) (*Hierarchy, error) {
 			return nil, fleet.Wrap(fleet.Invalid, err, "ca: generation %d of the CAs cannot be read: restore its folder from a backup", n)
 		}
 	}
+	if cross := filepath.Join(s.dir(n), fileCross+extCert); exists(cross) {
+		var err error
+		if h.Cross, err = ceremony.ReadCertificate(cross); err != nil {
+			return nil, fleet.Wrap(fleet.Invalid, err, "ca: generation %d of the CAs cannot be read: restore its folder from a backup", n)
+		}
+	}
 	return h, h.check()
+}
+
+// SetAside renames the folder of generation n, if there is one: for one that nobody knows of, which a crash left behind, or
+// which is newer than the store that was restored. Its keys may be of worth to somebody, so nothing is deleted.
+func (s Store) SetAside(at time.Time, n int64) error {
+	if n == 0 || !exists(s.dir(n)) {
+		return nil
+	}
+	if err := os.Rename(s.dir(n), fmt.Sprintf("%s.unused-%s", s.dir(n), at.UTC().Format("20060102T150405.000"))); err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	return syncDir(s.Dir)
 }
 
 // Prepare makes the keys of generation n, which takes over from generation from, and the requests for their certificates.

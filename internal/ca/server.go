@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -110,6 +111,11 @@ func (h *Hierarchy) IssuedServer(chain []*x509.Certificate) bool {
 		Roots: roots, Intermediates: between, CurrentTime: chain[0].NotBefore.Add(time.Second), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 	return err == nil
+}
+
+// SignedServer reports whether a server certificate, leaf first, was signed by the server CA of this hierarchy.
+func (h *Hierarchy) SignedServer(chain []*x509.Certificate) bool {
+	return len(chain) > 0 && bytes.Equal(chain[0].AuthorityKeyId, h.Server.Cert.SubjectKeyId) && chain[0].CheckSignatureFrom(h.Server.Cert) == nil
 }
 
 // cutName keeps a common name to the 64 characters that X.520 allows; clients look at the alternative names.

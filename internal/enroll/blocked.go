@@ -24,7 +24,7 @@ func (e *Enroller) BlockKey(ctx context.Context, at time.Time, h fleet.Hash, why
 	if len(why) > maxWhy {
 		return k, nil, fleet.Errorf(fleet.Invalid, "why: at most %d bytes", maxWhy)
 	}
-	if slices.Contains(e.caKeys, h) {
+	if slices.Contains(e.c.Authority.KeyHashes(), h) {
 		return k, nil, fleet.Coded(fleet.Conflict, pki.CodeKeyInUse, "this is a key of the CA itself: replace the CA")
 	}
 	err = e.c.Update(ctx, func(tx Tx) (err error) {

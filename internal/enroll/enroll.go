@@ -11,7 +11,6 @@ import (
 	"context"
 	"log/slog"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -75,7 +74,7 @@ type Authority interface {
 	NewSerial() (fleet.Serial, error)
 	// Sign returns an Unprocessable error for an order that can never be signed. After any other it is tried again.
 	Sign(ctx context.Context, o pki.Order) (pki.Signed, error)
-	// KeyHashes returns the hashes of the CA's own keys, which no device may use.
+	// KeyHashes returns the hashes of the CA's own keys, which no device may use. A rotation brings new ones.
 	KeyHashes() []fleet.Hash
 }
 
@@ -157,7 +156,6 @@ const (
 type Enroller struct {
 	c       Config
 	policy  Policy
-	caKeys  []fleet.Hash
 	signers int
 
 	toSign  chan struct{} // capacity 1: there may be intents
@@ -192,7 +190,7 @@ func New(c Config) (*Enroller, error) {
 		c.Renewing = func(Tx, time.Time, fleet.DeviceID, Step) error { return nil }
 	}
 	return &Enroller{
-		c: c, policy: p, caKeys: slices.Clone(c.Authority.KeyHashes()), signers: runtime.GOMAXPROCS(0),
+		c: c, policy: p, signers: runtime.GOMAXPROCS(0),
 		toSign: make(chan struct{}, 1), toClose: make(chan struct{}, 1), toMass: make(chan struct{}, 1),
 		signing: map[fleet.Serial]bool{}, settling: map[string]bool{},
 	}, nil

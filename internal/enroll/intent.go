@@ -216,7 +216,7 @@ func (e *Enroller) intend(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, w 
 // sameKey returns the certificate that a key has and that answers this request, a zero one if a new one is needed, or an
 // error if the key must not be used.
 func (e *Enroller) sameKey(tx Tx, at time.Time, dev fleet.Device, key pki.CSR, via pki.Via) (same pki.Certificate, err error) {
-	if slices.Contains(e.caKeys, key.KeyHash) {
+	if slices.Contains(e.c.Authority.KeyHashes(), key.KeyHash) {
 		return same, fleet.Coded(fleet.Conflict, pki.CodeKeyInUse, "this key is in use elsewhere: make a new one on the device")
 	}
 	list, err := tx.CertificatesByKey(key.KeyHash)

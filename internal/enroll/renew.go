@@ -11,11 +11,12 @@ import (
 	"muster/internal/wire"
 )
 
-// RenewOptions say whom a pass asks to renew: devices whose window is open, if nothing is set. At most one of Within, All
-// and Devices may be set.
+// RenewOptions say whom a pass asks to renew: devices whose window is open, if nothing is set. At most one of Within, All,
+// Issuer and Devices may be set.
 type RenewOptions struct {
 	Within  time.Duration    // those whose certificate ends within; 0: those that are due
 	All     bool             // every device with a certificate
+	Issuer  pki.IssuerID     // those whose certificate in use this CA signed: the one before, in a rotation
 	Devices []fleet.DeviceID // these
 	Limit   int              // devices asked at most; 0: no limit
 	DryRun  bool             // nobody is asked
@@ -51,16 +52,16 @@ const renewBatch = 256
 // the options contradict one another, NotFound if a named device does not exist.
 func (e *Enroller) RenewPass(ctx context.Context, at time.Time, o RenewOptions) (Renewals, error) {
 	named := 0
-	for _, set := range []bool{o.Within != 0, o.All, len(o.Devices) > 0} {
+	for _, set := range []bool{o.Within != 0, o.All, o.Issuer != "", len(o.Devices) > 0} {
 		if set {
 			named++
 		}
 	}
 	if o.Over < 0 || o.Over > 0 && named == 0 {
-		return Renewals{}, fleet.Errorf(fleet.Invalid, "renewal: a time to spread over goes with a time, all, or devices")
+		return Renewals{}, fleet.Errorf(fleet.Invalid, "renewal: a time to spread over goes with a time, all, an issuer, or devices")
 	}
 	if named > 1 || o.Within < 0 || o.Limit < 0 {
-		return Renewals{}, fleet.Errorf(fleet.Invalid, "renewal: give one of a time, all, or devices, and no negative numbers")
+		return Renewals{}, fleet.Errorf(fleet.Invalid, "renewal: give one of a time, all, an issuer, or devices, and no negative numbers")
 	}
 	who, err := e.candidates(ctx, at, o)
 	if err != nil {
@@ -90,6 +91,10 @@ func (e *Enroller) RenewPass(ctx context.Context, at time.Time, o RenewOptions) 
 
 // candidates returns the devices that o means, nearest expiry first. ask looks at each once more.
 func (e *Enroller) candidates(ctx context.Context, at time.Time, o RenewOptions) (who []fleet.DeviceID, err error) {
+	if o.Issuer != "" {
+		err = e.holders(ctx, o.Issuer, func(dev fleet.DeviceID) { who = append(who, dev) })
+		return who, err
+	}
 	err = e.c.View(ctx, func(tx Tx) error {
 		who = nil
 		if len(o.Devices) > 0 {
@@ -229,7 +234,9 @@ func (e *Enroller) cannotRenew(tx Tx, at time.Time, dev fleet.Device, o RenewOpt
 		return "it has no certificate", nil
 	case !at.Before(newest.NotAfter):
 		return "its certificate has expired: it can come back over the fallback", nil
-	case o.All, len(o.Devices) > 0:
+	case o.Issuer != "" && (issuers{}).of(newest) != o.Issuer:
+		return notDue, nil // the new one is on its way
+	case o.All, o.Issuer != "", len(o.Devices) > 0:
 		return "", nil
 	case o.Within != 0 && !newest.NotAfter.Before(at.Add(o.Within)), o.Within == 0 && !newest.Due(at):
 		return notDue, nil

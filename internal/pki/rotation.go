@@ -97,13 +97,17 @@ type RotationStep struct {
 // Proof is one handshake at a door: with a client certificate of one generation, believing the roots of one generation.
 type Proof struct {
 	Door       string    `json:"door"`
-	Client     int64     `json:"client"`           // generation of the client's certificate
+	Client     int64     `json:"client"`           // generation of the client's certificate; NoClient: it shows none
 	Roots      int64     `json:"roots"`            // generation whose roots the client believes
 	Issuer     string    `json:"issuer,omitempty"` // key identifier of the CA that signed what the door showed
 	At         time.Time `json:"at"`
+	Foreign    bool      `json:"foreign,omitempty"`    // what the door shows is of another CA than muster's: no rotation touches it
 	Refused    string    `json:"refused,omitempty"`    // why it failed; empty: it did not
 	Unverified string    `json:"unverified,omitempty"` // why the server's chain does not lead to the roots
 }
+
+// NoClient is the client of a door that asks for no certificate.
+const NoClient = -1
 
 // OK reports whether both sides believed each other.
 func (p Proof) OK() bool { return p.Refused == "" && p.Unverified == "" }
@@ -111,11 +115,17 @@ func (p Proof) OK() bool { return p.Refused == "" && p.Unverified == "" }
 // String is p for a person.
 func (p Proof) String() string {
 	words := fmt.Sprintf("%s: client of generation %d, roots of generation %d", p.Door, p.Client, p.Roots)
+	if p.Client == NoClient {
+		words = fmt.Sprintf("%s: roots of generation %d", p.Door, p.Roots)
+	}
 	switch {
 	case p.Refused != "":
 		return words + ": refused: " + p.Refused
 	case p.Unverified != "":
 		return words + ": " + p.Unverified
+	}
+	if p.Foreign {
+		return words + ": good; its certificate is of another CA"
 	}
 	return words + ": good"
 }

@@ -79,7 +79,9 @@ type Config struct {
 	Trust       Trust
 	// Holders counts the devices whose certificate in use is of an issuer, and names some.
 	Holders func(ctx context.Context, issuer pki.IssuerID, limit int) (n int, named []string, err error)
-	Log     *slog.Logger
+	// Retire ends what still holds of a device CA that nobody trusts from now on. It is idempotent.
+	Retire func(ctx context.Context, at time.Time, issuer pki.IssuerID, by string) error
+	Log    *slog.Logger
 }
 
 // Codes of refusals.
@@ -193,7 +195,7 @@ func (r *Rotator) leftovers(ctx context.Context, rot pki.Rotation, f *pki.Rotati
 	issuer := string(pki.IssuerIDOf(now.Server))
 	for _, p := range f.Proofs {
 		words := fmt.Sprintf("%s shows a certificate that is not of the new server CA: muster certs servers says why", p.Door)
-		if p.Refused == "" && p.Issuer != issuer && !slices.Contains(f.Served, words) {
+		if p.Refused == "" && !p.Foreign && p.Issuer != issuer && !slices.Contains(f.Served, words) {
 			f.Served = append(f.Served, words)
 		}
 	}
@@ -348,6 +350,16 @@ func (r *Rotator) step(ctx context.Context, at time.Time, rot pki.Rotation, to p
 		return View{}, err
 	}
 	rot.Bundle = bundle
+	if to == pki.RotationRemoved && rot.Kind.Devices() {
+		before, err := r.c.Authorities.Generation(rot.From)
+		if err != nil {
+			return View{}, err
+		}
+		// Nothing is left to do of it, unless a step before was forced.
+		if err := r.c.Retire(ctx, at, pki.IssuerIDOf(before.Device), s.By); err != nil {
+			return View{}, err
+		}
+	}
 	if err := rot.Become(to, s); err != nil {
 		return View{}, err
 	}

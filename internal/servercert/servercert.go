@@ -34,6 +34,8 @@ type Files interface {
 type Issuer interface {
 	// Issued reports whether a chain comes from it, in this generation or an earlier one.
 	Issued(chain []*x509.Certificate) bool
+	// Current reports whether a chain comes from the CA that signs now: the generation before is to be replaced.
+	Current(chain []*x509.Certificate) bool
 	// Until is the end of the CA: nothing it signs holds longer.
 	Until() time.Time
 	// New makes a key and a certificate for names. Nothing of it is stored.
@@ -118,7 +120,10 @@ const minGain = 24 * time.Hour
 // due reports whether s should be renewed at that time.
 func (k *Keeper) due(at time.Time, s Server) bool {
 	chain := s.Files.Chain()
-	return s.Files.Refused() == nil && k.c.Issuer.Issued(chain) && !at.Before(RenewsAt(chain[0])) && k.gains(chain[0])
+	if s.Files.Refused() != nil || !k.c.Issuer.Issued(chain) {
+		return false
+	}
+	return !k.c.Issuer.Current(chain) || !at.Before(RenewsAt(chain[0])) && k.gains(chain[0])
 }
 
 func (k *Keeper) gains(leaf *x509.Certificate) bool {

@@ -28,10 +28,14 @@ import (
 type issuer struct {
 	*ca.Hierarchy
 	broken error
+	before *ca.Hierarchy // of the generation before; nil: there is none
 }
 
-func (i *issuer) Issued(chain []*x509.Certificate) bool { return i.IssuedServer(chain) }
-func (i *issuer) Until() time.Time                      { return i.Server.Cert.NotAfter }
+func (i *issuer) Issued(chain []*x509.Certificate) bool {
+	return i.IssuedServer(chain) || i.before != nil && i.before.IssuedServer(chain)
+}
+func (i *issuer) Current(chain []*x509.Certificate) bool { return i.SignedServer(chain) }
+func (i *issuer) Until() time.Time                       { return i.Server.Cert.NotAfter }
 func (i *issuer) New(at time.Time, names []string) (fleet.Serial, []byte, []byte, error) {
 	if i.broken != nil {
 		return "", nil, nil, i.broken
@@ -359,4 +363,26 @@ func TestTheBrokerIsHeldToItsFiles(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// A new server CA signs all of them anew at the next pass, however fresh they are; also when its end is not later.
+func TestAnotherServerCAReplacesWhatTheOneBeforeSigned(t *testing.T) {
+	b := open(t, start)
+	was := b.files["ops"].Chain()[0]
+	b.issuer.before, b.issuer.Hierarchy = b.issuer.Hierarchy, hierarchy(t, start)
+	b.keeper.Pass(t.Context(), start.Add(time.Hour))
+	chain := b.files["ops"].Chain()
+	if chain[0].Equal(was) || !b.issuer.Current(chain) || len(chain[0].DNSNames) != len(was.DNSNames) || len(b.audit) != 2 {
+		t.Fatalf("%s by %s, %d lines of audit", chain[0].SerialNumber, chain[0].Issuer, len(b.audit))
+	}
+	b.keeper.Pass(t.Context(), start.Add(2*time.Hour))
+	if !b.files["ops"].Chain()[0].Equal(chain[0]) {
+		t.Error("and once more")
+	}
+	b.issuer.before = nil // forgotten: what it signed is not ours any more
+	b.issuer.Hierarchy = hierarchy(t, start)
+	b.keeper.Pass(t.Context(), start.Add(3*time.Hour))
+	if !b.files["ops"].Chain()[0].Equal(chain[0]) {
+		t.Error("a certificate of an unknown CA was replaced")
+	}
 }

@@ -59,8 +59,9 @@ func ServerCertificates(t testing.TB, h *ca.Hierarchy, operators *access.Access)
 
 type issuer struct{ *ca.Hierarchy }
 
-func (i issuer) Issued(chain []*x509.Certificate) bool { return i.IssuedServer(chain) }
-func (i issuer) Until() time.Time                      { return i.Server.Cert.NotAfter }
+func (i issuer) Issued(chain []*x509.Certificate) bool  { return i.IssuedServer(chain) }
+func (i issuer) Current(chain []*x509.Certificate) bool { return i.SignedServer(chain) }
+func (i issuer) Until() time.Time                       { return i.Server.Cert.NotAfter }
 func (i issuer) New(at time.Time, names []string) (fleet.Serial, []byte, []byte, error) {
 	s, err := i.NewServer(at, names)
 	if err != nil {
