@@ -345,6 +345,60 @@ func (e RolloutState) Valid() bool {
 	}
 }
 
+// Defines values for RotationState.
+const (
+	RotationStateActive      RotationState = "active"
+	RotationStateCancelled   RotationState = "cancelled"
+	RotationStateDistributed RotationState = "distributed"
+	RotationStatePrepared    RotationState = "prepared"
+	RotationStateRemoved     RotationState = "removed"
+	RotationStateRequested   RotationState = "requested"
+	RotationStateRetiring    RotationState = "retiring"
+)
+
+// Valid indicates whether the value is a known member of the RotationState enum.
+func (e RotationState) Valid() bool {
+	switch e {
+	case RotationStateActive:
+		return true
+	case RotationStateCancelled:
+		return true
+	case RotationStateDistributed:
+		return true
+	case RotationStatePrepared:
+		return true
+	case RotationStateRemoved:
+		return true
+	case RotationStateRequested:
+		return true
+	case RotationStateRetiring:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RotationKind.
+const (
+	RotationKindDeviceCa RotationKind = "device-ca"
+	RotationKindRoot     RotationKind = "root"
+	RotationKindServerCa RotationKind = "server-ca"
+)
+
+// Valid indicates whether the value is a known member of the RotationKind enum.
+func (e RotationKind) Valid() bool {
+	switch e {
+	case RotationKindDeviceCa:
+		return true
+	case RotationKindRoot:
+		return true
+	case RotationKindServerCa:
+		return true
+	default:
+		return false
+	}
+}
+
 // AuditEntry Examples: {"at":"2030-01-02T08:00:00Z","on":"sensor-1-1-0","seq":17,"what":"rollout.start","who":"alice"}
 type AuditEntry struct {
 	At      time.Time `json:"at"`
@@ -669,6 +723,14 @@ type Device struct {
 
 	// Status What the device said of itself, and how it is connected.
 	Status DeviceStatus `json:"status"`
+}
+
+// DeviceCount defines model for DeviceCount.
+type DeviceCount struct {
+	Count int `json:"count"`
+
+	// Devices Some of them, at most 100.
+	Devices []string `json:"devices"`
 }
 
 // DeviceForecast defines model for DeviceForecast.
@@ -1143,6 +1205,18 @@ type NewRollout struct {
 	Version string `json:"version,omitempty,omitzero"`
 }
 
+// NewRotation defines model for NewRotation.
+type NewRotation struct {
+	// DeviceKey URI of a key in a key manager for the new device CA; missing: a key is made as an encrypted file.
+	DeviceKey string `json:"device_key,omitempty,omitzero"`
+
+	// Kind Which CAs are new: the one that signs devices, the one that signs servers, or the root with both.
+	Kind RotationKind `json:"kind"`
+
+	// ServerKey The same for the new server CA.
+	ServerKey string `json:"server_key,omitempty,omitzero"`
+}
+
 // NewSecureBootKey defines model for NewSecureBootKey.
 type NewSecureBootKey struct {
 	// Key The public key (SubjectPublicKeyInfo, PEM; RSA-3072, EC P-256 or P-384), or the 64 hex digits of its digest.
@@ -1347,6 +1421,23 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// Proof One handshake.
+type Proof struct {
+	At time.Time `json:"at,omitempty,omitzero"`
+
+	// Client Generation of the client's certificate; missing: it showed none.
+	Client *int64 `json:"client,omitempty,omitzero"`
+	Door   string `json:"door"`
+
+	// Issuer Key identifier of the CA that signed what the door showed.
+	Issuer string `json:"issuer,omitempty,omitzero"`
+	Ok     bool   `json:"ok"`
+
+	// Roots Generation whose roots the client believed.
+	Roots int64  `json:"roots"`
+	Words string `json:"words"`
+}
+
 // QuarantineList defines model for QuarantineList.
 type QuarantineList struct {
 	Items      []Quarantined `json:"items"`
@@ -1471,6 +1562,9 @@ type RenewalPass struct {
 	All     bool      `json:"all,omitempty,omitzero"`
 	Devices []Label40 `json:"devices,omitempty,omitzero"`
 	DryRun  bool      `json:"dry_run,omitempty,omitzero"`
+
+	// Issuer Key identifier of a CA: every device whose certificate in use it signed.
+	Issuer string `json:"issuer,omitempty,omitzero"`
 
 	// Limit At most this many devices.
 	Limit int `json:"limit,omitempty,omitzero"`
@@ -1882,6 +1976,99 @@ type RolloutStage struct {
 // RolloutState defines model for RolloutState.
 type RolloutState string
 
+// Rotation defines model for Rotation.
+type Rotation struct {
+	// Blockers What stands against the next step, in words. Not looked for in a list.
+	Blockers []string `json:"blockers"`
+
+	// Bundle Version of the trust bundle that devices must have before the next step; missing: it needs none.
+	Bundle int64 `json:"bundle,omitempty,omitzero"`
+
+	// From The generation that signed before; 0 is what musterd init made.
+	From    int64       `json:"from"`
+	Holders DeviceCount `json:"holders,omitempty,omitzero"`
+
+	// ID Also the number of the generation of CAs that it brings.
+	ID int64 `json:"id"`
+
+	// Kind Which CAs are new: the one that signs devices, the one that signs servers, or the root with both.
+	Kind    RotationKind `json:"kind"`
+	Lacking DeviceCount  `json:"lacking,omitempty,omitzero"`
+
+	// Next The state that it is to reach next; missing: it has ended.
+	Next string `json:"next,omitempty,omitzero"`
+
+	// OldIssuer Key identifier of the CA that signed the certificates of `holders`.
+	OldIssuer string         `json:"old_issuer,omitempty,omitzero"`
+	Proofs    []Proof        `json:"proofs"`
+	State     RotationState  `json:"state"`
+	Steps     []RotationStep `json:"steps"`
+}
+
+// RotationState defines model for Rotation.State.
+type RotationState string
+
+// RotationCertificates defines model for RotationCertificates.
+type RotationCertificates struct {
+	CrossPEM    string `json:"cross_pem,omitempty,omitzero"`
+	DeviceCaPEM string `json:"device_ca_pem"`
+
+	// RootsPEM What devices are to trust: for a trust bundle that is signed offline.
+	RootsPEM    string `json:"roots_pem"`
+	ServerCaPEM string `json:"server_ca_pem"`
+}
+
+// RotationImport defines model for RotationImport.
+type RotationImport struct {
+	PEM string `json:"pem"`
+}
+
+// RotationKind Which CAs are new: the one that signs devices, the one that signs servers, or the root with both.
+type RotationKind string
+
+// RotationList defines model for RotationList.
+type RotationList struct {
+	Items []Rotation `json:"items"`
+}
+
+// RotationRequest defines model for RotationRequest.
+type RotationRequest struct {
+	CSRPEM string `json:"csr_pem"`
+
+	// KeySHA256 To be compared where it is signed.
+	KeySHA256 string `json:"key_sha256"`
+
+	// Profile device-ca or server-ca: --profile of muster ca root sign.
+	Profile string `json:"profile"`
+}
+
+// RotationRequestList defines model for RotationRequestList.
+type RotationRequestList struct {
+	Items []RotationRequest `json:"items"`
+}
+
+// RotationStep defines model for RotationStep.
+type RotationStep struct {
+	After  []Proof   `json:"after,omitempty,omitzero"`
+	At     time.Time `json:"at"`
+	Before []Proof   `json:"before,omitempty,omitzero"`
+	By     string    `json:"by"`
+
+	// Forced What stood against it.
+	Forced []string `json:"forced,omitempty,omitzero"`
+	State  string   `json:"state"`
+	Why    string   `json:"why,omitempty,omitzero"`
+}
+
+// RotationStepOrder defines model for RotationStepOrder.
+type RotationStepOrder struct {
+	// Force In spite of what stands against it; for advance only.
+	Force bool `json:"force,omitempty,omitzero"`
+
+	// Why Kept in the record; required with force.
+	Why string `json:"why,omitempty,omitzero"`
+}
+
 // SHA256 Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 type SHA256 = string
 
@@ -2238,6 +2425,9 @@ type OnRequest = string
 // Examples: sensor-1-1-0
 type OnRollout = RolloutID
 
+// OnRotation defines model for OnRotation.
+type OnRotation = int64
+
 // OnSerial A certificate's serial number, lower-case hex without leading zeros.
 //
 // Examples: 5f2c0a1be4d98370
@@ -2462,6 +2652,21 @@ type AbortRolloutJSONRequestBody = RolloutAbort
 // RetryRolloutJSONRequestBody defines body for RetryRollout for application/json ContentType.
 type RetryRolloutJSONRequestBody = RolloutRetry
 
+// StartRotationJSONRequestBody defines body for StartRotation for application/json ContentType.
+type StartRotationJSONRequestBody = NewRotation
+
+// AdvanceRotationJSONRequestBody defines body for AdvanceRotation for application/json ContentType.
+type AdvanceRotationJSONRequestBody = RotationStepOrder
+
+// TakeBackRotationJSONRequestBody defines body for TakeBackRotation for application/json ContentType.
+type TakeBackRotationJSONRequestBody = RotationStepOrder
+
+// CancelRotationJSONRequestBody defines body for CancelRotation for application/json ContentType.
+type CancelRotationJSONRequestBody = RotationStepOrder
+
+// ImportRotationCertificatesJSONRequestBody defines body for ImportRotationCertificates for application/json ContentType.
+type ImportRotationCertificatesJSONRequestBody = RotationImport
+
 // PreviewTargetJSONRequestBody defines body for PreviewTarget for application/json ContentType.
 type PreviewTargetJSONRequestBody = TargetQuestion
 
@@ -2625,8 +2830,8 @@ type ClientInterface interface {
 	// RenewCertificatesWithBody One pass of renewals.
 	//
 	// Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-	// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-	// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+	// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+	// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2636,8 +2841,8 @@ type ClientInterface interface {
 	// RenewCertificates One pass of renewals.
 	//
 	// Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-	// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-	// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+	// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+	// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -3203,6 +3408,126 @@ type ClientInterface interface {
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRotations Every rotation of CAs, oldest first.
+	//
+	// Corresponds with GET /rotations (the `ListRotations` operationId).
+	ListRotations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartRotationWithBody Begin to replace CAs.
+	//
+	// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+	// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+	// at a time: 409 `rotation_open`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /rotations (the `StartRotation` operationId).
+	StartRotationWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartRotation Begin to replace CAs.
+	//
+	// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+	// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+	// at a time: 409 `rotation_open`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rotations (the `StartRotation` operationId).
+	StartRotation(ctx context.Context, body StartRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRotation A rotation, and what stands against its next step.
+	//
+	// It looks now, handshakes at every door included, so it may take some seconds.
+	//
+	// Corresponds with GET /rotations/{rotation} (the `GetRotation` operationId).
+	GetRotation(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AdvanceRotationWithBody Take the next step.
+	//
+	// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+	// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+	// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+	// of MQTT then.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+	AdvanceRotationWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AdvanceRotation Take the next step.
+	//
+	// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+	// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+	// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+	// of MQTT then.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+	AdvanceRotation(ctx context.Context, rotation OnRotation, body AdvanceRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TakeBackRotationWithBody Have the CAs before sign again.
+	//
+	// For an active rotation. Certificates of the new CAs stay valid.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+	TakeBackRotationWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TakeBackRotation Have the CAs before sign again.
+	//
+	// For an active rotation. Certificates of the new CAs stay valid.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+	TakeBackRotation(ctx context.Context, rotation OnRotation, body TakeBackRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CancelRotationWithBody Give a rotation up whose CAs signed nothing yet.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+	CancelRotationWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CancelRotation Give a rotation up whose CAs signed nothing yet.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+	CancelRotation(ctx context.Context, rotation OnRotation, body CancelRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRotationCertificates The new CAs, and the roots that devices are to trust now.
+	//
+	// Corresponds with GET /rotations/{rotation}/certificates (the `GetRotationCertificates` operationId).
+	GetRotationCertificates(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ImportRotationCertificatesWithBody Bring the certificates that the root signed.
+	//
+	// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+	// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+	ImportRotationCertificatesWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ImportRotationCertificates Bring the certificates that the root signed.
+	//
+	// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+	// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+	ImportRotationCertificates(ctx context.Context, rotation OnRotation, body ImportRotationCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListRotationRequests What the root's ceremony has to sign.
+	//
+	// Corresponds with GET /rotations/{rotation}/requests (the `ListRotationRequests` operationId).
+	ListRotationRequests(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListServerCertificates The certificates by which muster and its broker prove themselves.
 	//
 	// With what the broker was seen to serve at each of its ports. Those that muster's own CA issued are renewed after two
@@ -3489,8 +3814,8 @@ func (c *Client) SetCertificatePolicy(ctx context.Context, body SetCertificatePo
 // RenewCertificatesWithBody One pass of renewals.
 //
 // Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3510,8 +3835,8 @@ func (c *Client) RenewCertificatesWithBody(ctx context.Context, contentType stri
 // RenewCertificates One pass of renewals.
 //
 // Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -4847,6 +5172,266 @@ func (c *Client) RollbackRollout(ctx context.Context, rollout OnRollout, reqEdit
 // Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 func (c *Client) StartRollout(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStartRolloutRequest(c.Server, rollout)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRotations Every rotation of CAs, oldest first.
+//
+// Corresponds with GET /rotations (the `ListRotations` operationId).
+func (c *Client) ListRotations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRotationsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartRotationWithBody Begin to replace CAs.
+//
+// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+// at a time: 409 `rotation_open`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /rotations (the `StartRotation` operationId).
+func (c *Client) StartRotationWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartRotationRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartRotation Begin to replace CAs.
+//
+// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+// at a time: 409 `rotation_open`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rotations (the `StartRotation` operationId).
+func (c *Client) StartRotation(ctx context.Context, body StartRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartRotationRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRotation A rotation, and what stands against its next step.
+//
+// It looks now, handshakes at every door included, so it may take some seconds.
+//
+// Corresponds with GET /rotations/{rotation} (the `GetRotation` operationId).
+func (c *Client) GetRotation(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRotationRequest(c.Server, rotation)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AdvanceRotationWithBody Take the next step.
+//
+// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+// of MQTT then.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+func (c *Client) AdvanceRotationWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAdvanceRotationRequestWithBody(c.Server, rotation, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AdvanceRotation Take the next step.
+//
+// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+// of MQTT then.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+func (c *Client) AdvanceRotation(ctx context.Context, rotation OnRotation, body AdvanceRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAdvanceRotationRequest(c.Server, rotation, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TakeBackRotationWithBody Have the CAs before sign again.
+//
+// For an active rotation. Certificates of the new CAs stay valid.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+func (c *Client) TakeBackRotationWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeBackRotationRequestWithBody(c.Server, rotation, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TakeBackRotation Have the CAs before sign again.
+//
+// For an active rotation. Certificates of the new CAs stay valid.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+func (c *Client) TakeBackRotation(ctx context.Context, rotation OnRotation, body TakeBackRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeBackRotationRequest(c.Server, rotation, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CancelRotationWithBody Give a rotation up whose CAs signed nothing yet.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+func (c *Client) CancelRotationWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelRotationRequestWithBody(c.Server, rotation, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CancelRotation Give a rotation up whose CAs signed nothing yet.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+func (c *Client) CancelRotation(ctx context.Context, rotation OnRotation, body CancelRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelRotationRequest(c.Server, rotation, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRotationCertificates The new CAs, and the roots that devices are to trust now.
+//
+// Corresponds with GET /rotations/{rotation}/certificates (the `GetRotationCertificates` operationId).
+func (c *Client) GetRotationCertificates(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRotationCertificatesRequest(c.Server, rotation)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ImportRotationCertificatesWithBody Bring the certificates that the root signed.
+//
+// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+func (c *Client) ImportRotationCertificatesWithBody(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewImportRotationCertificatesRequestWithBody(c.Server, rotation, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ImportRotationCertificates Bring the certificates that the root signed.
+//
+// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+func (c *Client) ImportRotationCertificates(ctx context.Context, rotation OnRotation, body ImportRotationCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewImportRotationCertificatesRequest(c.Server, rotation, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRotationRequests What the root's ceremony has to sign.
+//
+// Corresponds with GET /rotations/{rotation}/requests (the `ListRotationRequests` operationId).
+func (c *Client) ListRotationRequests(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRotationRequestsRequest(c.Server, rotation)
 	if err != nil {
 		return nil, err
 	}
@@ -8061,6 +8646,363 @@ func NewStartRolloutRequest(server string, rollout OnRollout) (*http.Request, er
 	return req, nil
 }
 
+// NewListRotationsRequest constructs an http.Request for the ListRotations method
+func NewListRotationsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewStartRotationRequest calls the generic StartRotation builder with application/json body
+func NewStartRotationRequest(server string, body StartRotationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewStartRotationRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewStartRotationRequestWithBody constructs an http.Request for the StartRotation method, with any body, and a specified content type
+func NewStartRotationRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetRotationRequest constructs an http.Request for the GetRotation method
+func NewGetRotationRequest(server string, rotation OnRotation) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAdvanceRotationRequest calls the generic AdvanceRotation builder with application/json body
+func NewAdvanceRotationRequest(server string, rotation OnRotation, body AdvanceRotationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAdvanceRotationRequestWithBody(server, rotation, "application/json", bodyReader)
+}
+
+// NewAdvanceRotationRequestWithBody constructs an http.Request for the AdvanceRotation method, with any body, and a specified content type
+func NewAdvanceRotationRequestWithBody(server string, rotation OnRotation, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s/advance", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewTakeBackRotationRequest calls the generic TakeBackRotation builder with application/json body
+func NewTakeBackRotationRequest(server string, rotation OnRotation, body TakeBackRotationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTakeBackRotationRequestWithBody(server, rotation, "application/json", bodyReader)
+}
+
+// NewTakeBackRotationRequestWithBody constructs an http.Request for the TakeBackRotation method, with any body, and a specified content type
+func NewTakeBackRotationRequestWithBody(server string, rotation OnRotation, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s/back", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewCancelRotationRequest calls the generic CancelRotation builder with application/json body
+func NewCancelRotationRequest(server string, rotation OnRotation, body CancelRotationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCancelRotationRequestWithBody(server, rotation, "application/json", bodyReader)
+}
+
+// NewCancelRotationRequestWithBody constructs an http.Request for the CancelRotation method, with any body, and a specified content type
+func NewCancelRotationRequestWithBody(server string, rotation OnRotation, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s/cancel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetRotationCertificatesRequest constructs an http.Request for the GetRotationCertificates method
+func NewGetRotationCertificatesRequest(server string, rotation OnRotation) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s/certificates", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewImportRotationCertificatesRequest calls the generic ImportRotationCertificates builder with application/json body
+func NewImportRotationCertificatesRequest(server string, rotation OnRotation, body ImportRotationCertificatesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewImportRotationCertificatesRequestWithBody(server, rotation, "application/json", bodyReader)
+}
+
+// NewImportRotationCertificatesRequestWithBody constructs an http.Request for the ImportRotationCertificates method, with any body, and a specified content type
+func NewImportRotationCertificatesRequestWithBody(server string, rotation OnRotation, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s/certificates", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListRotationRequestsRequest constructs an http.Request for the ListRotationRequests method
+func NewListRotationRequestsRequest(server string, rotation OnRotation) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotation", rotation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/rotations/%s/requests", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListServerCertificatesRequest constructs an http.Request for the ListServerCertificates method
 func NewListServerCertificatesRequest(server string) (*http.Request, error) {
 	var err error
@@ -8597,8 +9539,8 @@ type ClientWithResponsesInterface interface {
 	// RenewCertificatesWithBodyWithResponse One pass of renewals.
 	//
 	// Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-	// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-	// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+	// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+	// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8608,8 +9550,8 @@ type ClientWithResponsesInterface interface {
 	// RenewCertificatesWithResponse One pass of renewals.
 	//
 	// Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-	// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-	// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+	// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+	// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -9262,6 +10204,134 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /rollouts/{rollout}/start (the `StartRollout` operationId).
 	StartRolloutWithResponse(ctx context.Context, rollout OnRollout, reqEditors ...RequestEditorFn) (*StartRolloutResponse, error)
+
+	// ListRotationsWithResponse Every rotation of CAs, oldest first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /rotations (the `ListRotations` operationId).
+	ListRotationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRotationsResponse, error)
+
+	// StartRotationWithBodyWithResponse Begin to replace CAs.
+	//
+	// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+	// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+	// at a time: 409 `rotation_open`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations (the `StartRotation` operationId).
+	StartRotationWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartRotationResponse, error)
+
+	// StartRotationWithResponse Begin to replace CAs.
+	//
+	// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+	// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+	// at a time: 409 `rotation_open`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations (the `StartRotation` operationId).
+	StartRotationWithResponse(ctx context.Context, body StartRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*StartRotationResponse, error)
+
+	// GetRotationWithResponse A rotation, and what stands against its next step.
+	//
+	// It looks now, handshakes at every door included, so it may take some seconds.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /rotations/{rotation} (the `GetRotation` operationId).
+	GetRotationWithResponse(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*GetRotationResponse, error)
+
+	// AdvanceRotationWithBodyWithResponse Take the next step.
+	//
+	// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+	// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+	// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+	// of MQTT then.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+	AdvanceRotationWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AdvanceRotationResponse, error)
+
+	// AdvanceRotationWithResponse Take the next step.
+	//
+	// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+	// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+	// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+	// of MQTT then.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+	AdvanceRotationWithResponse(ctx context.Context, rotation OnRotation, body AdvanceRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*AdvanceRotationResponse, error)
+
+	// TakeBackRotationWithBodyWithResponse Have the CAs before sign again.
+	//
+	// For an active rotation. Certificates of the new CAs stay valid.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+	TakeBackRotationWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeBackRotationResponse, error)
+
+	// TakeBackRotationWithResponse Have the CAs before sign again.
+	//
+	// For an active rotation. Certificates of the new CAs stay valid.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+	TakeBackRotationWithResponse(ctx context.Context, rotation OnRotation, body TakeBackRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeBackRotationResponse, error)
+
+	// CancelRotationWithBodyWithResponse Give a rotation up whose CAs signed nothing yet.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+	CancelRotationWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CancelRotationResponse, error)
+
+	// CancelRotationWithResponse Give a rotation up whose CAs signed nothing yet.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+	CancelRotationWithResponse(ctx context.Context, rotation OnRotation, body CancelRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*CancelRotationResponse, error)
+
+	// GetRotationCertificatesWithResponse The new CAs, and the roots that devices are to trust now.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /rotations/{rotation}/certificates (the `GetRotationCertificates` operationId).
+	GetRotationCertificatesWithResponse(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*GetRotationCertificatesResponse, error)
+
+	// ImportRotationCertificatesWithBodyWithResponse Bring the certificates that the root signed.
+	//
+	// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+	// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+	ImportRotationCertificatesWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportRotationCertificatesResponse, error)
+
+	// ImportRotationCertificatesWithResponse Bring the certificates that the root signed.
+	//
+	// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+	// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+	ImportRotationCertificatesWithResponse(ctx context.Context, rotation OnRotation, body ImportRotationCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*ImportRotationCertificatesResponse, error)
+
+	// ListRotationRequestsWithResponse What the root's ceremony has to sign.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /rotations/{rotation}/requests (the `ListRotationRequests` operationId).
+	ListRotationRequestsWithResponse(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*ListRotationRequestsResponse, error)
 
 	// ListServerCertificatesWithResponse The certificates by which muster and its broker prove themselves.
 	//
@@ -12747,6 +13817,438 @@ func (r StartRolloutResponse) ContentType() string {
 	return ""
 }
 
+type ListRotationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RotationList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRotationsResponse) GetJSON200() *RotationList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRotationsResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRotationsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRotationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRotationsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRotationsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type StartRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Rotation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r StartRotationResponse) GetJSON201() *Rotation {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r StartRotationResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r StartRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r StartRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r StartRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r StartRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Rotation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRotationResponse) GetJSON200() *Rotation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRotationResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AdvanceRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Rotation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AdvanceRotationResponse) GetJSON200() *Rotation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AdvanceRotationResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AdvanceRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AdvanceRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AdvanceRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AdvanceRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type TakeBackRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Rotation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TakeBackRotationResponse) GetJSON200() *Rotation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r TakeBackRotationResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TakeBackRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TakeBackRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TakeBackRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TakeBackRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CancelRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Rotation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CancelRotationResponse) GetJSON200() *Rotation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CancelRotationResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CancelRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CancelRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CancelRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CancelRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetRotationCertificatesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RotationCertificates
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRotationCertificatesResponse) GetJSON200() *RotationCertificates {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRotationCertificatesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRotationCertificatesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRotationCertificatesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRotationCertificatesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRotationCertificatesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ImportRotationCertificatesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Rotation
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ImportRotationCertificatesResponse) GetJSON200() *Rotation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ImportRotationCertificatesResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ImportRotationCertificatesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ImportRotationCertificatesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ImportRotationCertificatesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ImportRotationCertificatesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListRotationRequestsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RotationRequestList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRotationRequestsResponse) GetJSON200() *RotationRequestList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRotationRequestsResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRotationRequestsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRotationRequestsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRotationRequestsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRotationRequestsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListServerCertificatesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -13468,8 +14970,8 @@ func (c *ClientWithResponses) SetCertificatePolicyWithResponse(ctx context.Conte
 // RenewCertificatesWithBodyWithResponse One pass of renewals.
 //
 // Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -13485,8 +14987,8 @@ func (c *ClientWithResponses) RenewCertificatesWithBodyWithResponse(ctx context.
 // RenewCertificatesWithResponse One pass of renewals.
 //
 // Asks devices for a certificate request: those whose certificate is due, nearest expiry first. `within` takes
-// those that end within that time instead, `devices` the named ones, `all` every device. A device that was asked
-// already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
+// those that end within that time instead, `devices` the named ones, `issuer` those whose certificate that CA signed,
+// `all` every device. A device that was asked already is not asked twice. With `dry_run`, nobody is asked and the report says who would be.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -14606,6 +16108,218 @@ func (c *ClientWithResponses) StartRolloutWithResponse(ctx context.Context, roll
 		return nil, err
 	}
 	return ParseStartRolloutResponse(rsp)
+}
+
+// ListRotationsWithResponse Every rotation of CAs, oldest first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /rotations (the `ListRotations` operationId).
+func (c *ClientWithResponses) ListRotationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRotationsResponse, error) {
+	rsp, err := c.ListRotations(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRotationsResponse(rsp)
+}
+
+// StartRotationWithBodyWithResponse Begin to replace CAs.
+//
+// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+// at a time: 409 `rotation_open`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations (the `StartRotation` operationId).
+func (c *ClientWithResponses) StartRotationWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartRotationResponse, error) {
+	rsp, err := c.StartRotationWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartRotationResponse(rsp)
+}
+
+// StartRotationWithResponse Begin to replace CAs.
+//
+// Makes the keys of the new CAs; and their certificates, where the key of the root lies with musterd. Otherwise the rotation
+// is `requested` until the certificates are brought. Nothing is trusted and nothing is signed by them yet. One rotation
+// at a time: 409 `rotation_open`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations (the `StartRotation` operationId).
+func (c *ClientWithResponses) StartRotationWithResponse(ctx context.Context, body StartRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*StartRotationResponse, error) {
+	rsp, err := c.StartRotation(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartRotationResponse(rsp)
+}
+
+// GetRotationWithResponse A rotation, and what stands against its next step.
+//
+// It looks now, handshakes at every door included, so it may take some seconds.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /rotations/{rotation} (the `GetRotation` operationId).
+func (c *ClientWithResponses) GetRotationWithResponse(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*GetRotationResponse, error) {
+	rsp, err := c.GetRotation(ctx, rotation, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRotationResponse(rsp)
+}
+
+// AdvanceRotationWithBodyWithResponse Take the next step.
+//
+// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+// of MQTT then.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+func (c *ClientWithResponses) AdvanceRotationWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AdvanceRotationResponse, error) {
+	rsp, err := c.AdvanceRotationWithBody(ctx, rotation, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAdvanceRotationResponse(rsp)
+}
+
+// AdvanceRotationWithResponse Take the next step.
+//
+// prepared → distributed → active → retiring → removed. Refused with 409 `rotation_gated` while something stands against it:
+// devices that have not taken the trust bundle, devices with certificates of the old CA, a door that does not believe or is
+// not believed. `force` takes the step all the same, with a reason that is kept; devices that are named may be locked out
+// of MQTT then.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations/{rotation}/advance (the `AdvanceRotation` operationId).
+func (c *ClientWithResponses) AdvanceRotationWithResponse(ctx context.Context, rotation OnRotation, body AdvanceRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*AdvanceRotationResponse, error) {
+	rsp, err := c.AdvanceRotation(ctx, rotation, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAdvanceRotationResponse(rsp)
+}
+
+// TakeBackRotationWithBodyWithResponse Have the CAs before sign again.
+//
+// For an active rotation. Certificates of the new CAs stay valid.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+func (c *ClientWithResponses) TakeBackRotationWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeBackRotationResponse, error) {
+	rsp, err := c.TakeBackRotationWithBody(ctx, rotation, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTakeBackRotationResponse(rsp)
+}
+
+// TakeBackRotationWithResponse Have the CAs before sign again.
+//
+// For an active rotation. Certificates of the new CAs stay valid.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations/{rotation}/back (the `TakeBackRotation` operationId).
+func (c *ClientWithResponses) TakeBackRotationWithResponse(ctx context.Context, rotation OnRotation, body TakeBackRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeBackRotationResponse, error) {
+	rsp, err := c.TakeBackRotation(ctx, rotation, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTakeBackRotationResponse(rsp)
+}
+
+// CancelRotationWithBodyWithResponse Give a rotation up whose CAs signed nothing yet.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+func (c *ClientWithResponses) CancelRotationWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CancelRotationResponse, error) {
+	rsp, err := c.CancelRotationWithBody(ctx, rotation, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelRotationResponse(rsp)
+}
+
+// CancelRotationWithResponse Give a rotation up whose CAs signed nothing yet.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /rotations/{rotation}/cancel (the `CancelRotation` operationId).
+func (c *ClientWithResponses) CancelRotationWithResponse(ctx context.Context, rotation OnRotation, body CancelRotationJSONRequestBody, reqEditors ...RequestEditorFn) (*CancelRotationResponse, error) {
+	rsp, err := c.CancelRotation(ctx, rotation, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelRotationResponse(rsp)
+}
+
+// GetRotationCertificatesWithResponse The new CAs, and the roots that devices are to trust now.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /rotations/{rotation}/certificates (the `GetRotationCertificates` operationId).
+func (c *ClientWithResponses) GetRotationCertificatesWithResponse(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*GetRotationCertificatesResponse, error) {
+	rsp, err := c.GetRotationCertificates(ctx, rotation, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRotationCertificatesResponse(rsp)
+}
+
+// ImportRotationCertificatesWithBodyWithResponse Bring the certificates that the root signed.
+//
+// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+func (c *ClientWithResponses) ImportRotationCertificatesWithBodyWithResponse(ctx context.Context, rotation OnRotation, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportRotationCertificatesResponse, error) {
+	rsp, err := c.ImportRotationCertificatesWithBody(ctx, rotation, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseImportRotationCertificatesResponse(rsp)
+}
+
+// ImportRotationCertificatesWithResponse Bring the certificates that the root signed.
+//
+// Those of the new intermediates; for a new root also its certificate, that of a new spare root, and the
+// cross-certificate by which the old root vouches for the new one. Each is recognised by what it is.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /rotations/{rotation}/certificates (the `ImportRotationCertificates` operationId).
+func (c *ClientWithResponses) ImportRotationCertificatesWithResponse(ctx context.Context, rotation OnRotation, body ImportRotationCertificatesJSONRequestBody, reqEditors ...RequestEditorFn) (*ImportRotationCertificatesResponse, error) {
+	rsp, err := c.ImportRotationCertificates(ctx, rotation, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseImportRotationCertificatesResponse(rsp)
+}
+
+// ListRotationRequestsWithResponse What the root's ceremony has to sign.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /rotations/{rotation}/requests (the `ListRotationRequests` operationId).
+func (c *ClientWithResponses) ListRotationRequestsWithResponse(ctx context.Context, rotation OnRotation, reqEditors ...RequestEditorFn) (*ListRotationRequestsResponse, error) {
+	rsp, err := c.ListRotationRequests(ctx, rotation, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRotationRequestsResponse(rsp)
 }
 
 // ListServerCertificatesWithResponse The certificates by which muster and its broker prove themselves.
@@ -17141,6 +18855,303 @@ func ParseStartRolloutResponse(rsp *http.Response) (*StartRolloutResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RolloutNow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRotationsResponse parses an HTTP response from a ListRotationsWithResponse call
+func ParseListRotationsResponse(rsp *http.Response) (*ListRotationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRotationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RotationList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseStartRotationResponse parses an HTTP response from a StartRotationWithResponse call
+func ParseStartRotationResponse(rsp *http.Response) (*StartRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &StartRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Rotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRotationResponse parses an HTTP response from a GetRotationWithResponse call
+func ParseGetRotationResponse(rsp *http.Response) (*GetRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Rotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAdvanceRotationResponse parses an HTTP response from a AdvanceRotationWithResponse call
+func ParseAdvanceRotationResponse(rsp *http.Response) (*AdvanceRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AdvanceRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Rotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTakeBackRotationResponse parses an HTTP response from a TakeBackRotationWithResponse call
+func ParseTakeBackRotationResponse(rsp *http.Response) (*TakeBackRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TakeBackRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Rotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCancelRotationResponse parses an HTTP response from a CancelRotationWithResponse call
+func ParseCancelRotationResponse(rsp *http.Response) (*CancelRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CancelRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Rotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRotationCertificatesResponse parses an HTTP response from a GetRotationCertificatesWithResponse call
+func ParseGetRotationCertificatesResponse(rsp *http.Response) (*GetRotationCertificatesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRotationCertificatesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RotationCertificates
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseImportRotationCertificatesResponse parses an HTTP response from a ImportRotationCertificatesWithResponse call
+func ParseImportRotationCertificatesResponse(rsp *http.Response) (*ImportRotationCertificatesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ImportRotationCertificatesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Rotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRotationRequestsResponse parses an HTTP response from a ListRotationRequestsWithResponse call
+func ParseListRotationRequestsResponse(rsp *http.Response) (*ListRotationRequestsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRotationRequestsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RotationRequestList
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

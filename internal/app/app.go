@@ -287,7 +287,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Servers: a.credentials.keeper, Expiries: a.expiries, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
 		Quarantine: quarantine{a.store}, Operators: operators,
 		Trust:        func(ctx context.Context) ([]byte, error) { return a.trustPEM(ctx), nil },
-		TrustBundles: a.trust, TrustKey: trustKey, Lists: a.lists,
+		TrustBundles: a.trust, Rotations: a.rotations, TrustKey: trustKey, Lists: a.lists,
 		Endpoints: api.Endpoints{MQTT: c.Public.MQTT, FallbackMQTT: c.Public.FallbackMQTT, HTTPS: c.Public.HTTPS, RecoveryHTTPS: c.Public.RecoveryHTTPS},
 		Version:   api.Version{API: "v1", Version: version, Go: runtime.Version()},
 		Log:       log, MaxImage: c.Firmware.MaxImage,

@@ -82,7 +82,7 @@ var Table = map[string]Row{
 	"internal/brokerauth":        {Adapter, []string{"internal/admission", "internal/fleet", "internal/wire"}, "RabbitMQ's http auth backend"},
 	"internal/tlsfiles":          {Adapter, []string{"internal/fleet"}, "certificates, keys and trust in files"},
 	"internal/blob":              {Adapter, []string{"internal/fleet"}, "images on disk"},
-	"internal/httpapi":           {Adapter, []string{"api", "internal/access", "internal/audit", "internal/dispatch", "internal/enroll", "internal/expiry", "internal/firmware", "internal/fleet", "internal/inventory", "internal/ota", "internal/pki", "internal/recovery", "internal/rollout", "internal/servercert", "internal/target", "internal/trust", "internal/uplink"}, "ops REST; calls use cases and shows core types"},
+	"internal/httpapi":           {Adapter, []string{"api", "internal/access", "internal/audit", "internal/dispatch", "internal/enroll", "internal/expiry", "internal/firmware", "internal/fleet", "internal/inventory", "internal/ota", "internal/pki", "internal/recovery", "internal/rollout", "internal/rotation", "internal/servercert", "internal/target", "internal/trust", "internal/uplink"}, "ops REST; calls use cases and shows core types"},
 	"internal/devapi":            {Adapter, []string{"internal/firmware", "internal/fleet", "internal/ota", "internal/wire"}, "device HTTPS"},
 	"internal/est":               {Adapter, []string{"internal/fleet", "internal/pki"}, "EST over HTTP; mounted on devapi's listeners by app"},
 	"internal/config":            {Adapter, nil, "settings from file, environment, flags"},

@@ -60,8 +60,9 @@ func (s *Server) signRevocationList(c *call) (answer, error) {
 }
 
 // issuer returns the key id of the path.
-func (c *call) issuer() (pki.IssuerID, error) {
-	id := c.echo.Param("issuer")
+func (c *call) issuer() (pki.IssuerID, error) { return issuerID(c.echo.Param("issuer")) }
+
+func issuerID(id string) (pki.IssuerID, error) {
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) == 0 || len(raw) > 32 || hex.EncodeToString(raw) != id {
 		return "", fleet.Coded(fleet.Invalid, "id_invalid", "issuer: use the key id of the CA, in lower-case hex")
 	}

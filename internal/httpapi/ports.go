@@ -15,6 +15,7 @@ import (
 	"muster/internal/ota"
 	"muster/internal/pki"
 	"muster/internal/rollout"
+	"muster/internal/rotation"
 	"muster/internal/servercert"
 	"muster/internal/trust"
 	"muster/internal/uplink"
@@ -103,6 +104,21 @@ type (
 		Make(ctx context.Context, at time.Time, roots, cross []*x509.Certificate, force bool, by string) (pki.Published, error)
 		Publish(ctx context.Context, at time.Time, signed string, force bool, by string) (pki.Published, error)
 		Spread(ctx context.Context, limit int) (trust.Spread, error)
+	}
+
+	// Rotations replaces CAs. It is rotation.Rotator.
+	Rotations interface {
+		List(ctx context.Context) ([]pki.Rotation, error)
+		Show(ctx context.Context, id int64) (rotation.View, error)
+		// Start returns Conflict while another one is under way.
+		Start(ctx context.Context, at time.Time, kind pki.RotationKind, keys rotation.Keys, by string) (pki.Rotation, error)
+		Requests(ctx context.Context, id int64) ([]rotation.Request, error)
+		Certificates(ctx context.Context, id int64) (g rotation.Generation, roots, cross []*x509.Certificate, err error)
+		Import(ctx context.Context, at time.Time, id int64, certs []*x509.Certificate, by string) (pki.Rotation, error)
+		// Advance returns Conflict while something stands against the step; force takes it all the same.
+		Advance(ctx context.Context, at time.Time, id int64, force bool, why, by string) (rotation.View, error)
+		Back(ctx context.Context, at time.Time, id int64, why, by string) (rotation.View, error)
+		Cancel(ctx context.Context, at time.Time, id int64, why, by string) (rotation.View, error)
 	}
 
 	// Recovery holds the certificate requests with a new key. It is recovery's use case.

@@ -16,6 +16,11 @@ func (s *Server) renewCertificates(c *call) (answer, error) {
 	}
 	p := enroll.RenewOptions{All: in.All, Limit: in.Limit, DryRun: in.DryRun, By: c.who.Name}
 	var err error
+	if in.Issuer != "" {
+		if p.Issuer, err = issuerID(in.Issuer); err != nil {
+			return answer{}, err
+		}
+	}
 	if in.Within != "" {
 		if p.Within, err = duration("within", in.Within, time.Second, maxWithin); err != nil {
 			return answer{}, err

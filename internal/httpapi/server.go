@@ -29,6 +29,7 @@ type Config struct {
 	Expiries     Expiries
 	Recovery     Recovery
 	TrustBundles TrustBundles
+	Rotations    Rotations
 	Lists        Lists
 	Firmware     Firmware
 	Rollouts     Rollouts

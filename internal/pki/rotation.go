@@ -166,6 +166,7 @@ type RotationFacts struct {
 	Proofs  []Proof
 	Old     int      // devices whose certificate is of the old device CA
 	OldIDs  []string // some of them
+	OldCA   IssuerID // that CA
 	// Served are the doors whose certificate is not of the new server CA, in words.
 	Served []string
 	Keys   error // why a key of the new CAs does not sign
@@ -185,7 +186,7 @@ func (r Rotation) Blockers(f RotationFacts) (out []string) {
 		proven(f, say)
 	case RotationActive:
 		if f.Old > 0 && r.Kind.Devices() {
-			say("%d devices connect with certificates of the old device CA: %s. They get new ones when they renew: muster certs renew --issuer, or a rollout", f.Old, list(f.OldIDs, f.Old))
+			say("%d devices connect with certificates of the old device CA: %s. They get new ones when they renew: muster certs renew --issuer %s", f.Old, list(f.OldIDs, f.Old), f.OldCA)
 		}
 		for _, s := range f.Served {
 			say("%s", s)

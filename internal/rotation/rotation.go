@@ -181,7 +181,8 @@ func (r *Rotator) leftovers(ctx context.Context, rot pki.Rotation, f *pki.Rotati
 		return err
 	}
 	if rot.Kind.Devices() {
-		if f.Old, f.OldIDs, err = r.c.Holders(ctx, pki.IssuerIDOf(before.Device), maxNamed); err != nil {
+		f.OldCA = pki.IssuerIDOf(before.Device)
+		if f.Old, f.OldIDs, err = r.c.Holders(ctx, f.OldCA, maxNamed); err != nil {
 			return err
 		}
 	}
@@ -399,25 +400,9 @@ func (r *Rotator) publish(ctx context.Context, at time.Time, rot pki.Rotation, t
 	if rot.Kind != pki.RotateRoot || to == pki.RotationPrepared || to == pki.RotationCancelled && rot.State != pki.RotationDistributed {
 		return 0, nil
 	}
-	before, err := r.c.Authorities.Generation(rot.From)
+	roots, cross, err := r.bundle(rot, to)
 	if err != nil {
 		return 0, err
-	}
-	now, err := r.c.Authorities.Generation(rot.ID)
-	if err != nil {
-		return 0, err
-	}
-	var roots, cross []*x509.Certificate
-	switch to {
-	case pki.RotationRetiring, pki.RotationRemoved:
-		roots = []*x509.Certificate{now.Root, now.Spare}
-	case pki.RotationCancelled:
-		roots = []*x509.Certificate{before.Root, before.Spare}
-	default:
-		roots = distinct(before.Root, now.Root, before.Spare, now.Spare)
-		if now.Cross != nil {
-			cross = append(cross, now.Cross)
-		}
 	}
 	version, have, haveCross, err := r.c.Trust.Roots(ctx)
 	if err != nil {
@@ -426,7 +411,54 @@ func (r *Rotator) publish(ctx context.Context, at time.Time, rot pki.Rotation, t
 	if same(have, roots) && same(haveCross, cross) {
 		return version, nil
 	}
-	return r.c.Trust.Publish(ctx, at, roots, cross, by)
+	version, err = r.c.Trust.Publish(ctx, at, roots, cross, by)
+	if err != nil {
+		return 0, fmt.Errorf("%w; muster rotation certificates %d prints the roots that it must hold", err, rot.ID)
+	}
+	return version, nil
+}
+
+// bundle returns what devices are to trust while a rotation is in state.
+func (r *Rotator) bundle(rot pki.Rotation, state pki.RotationState) (roots, cross []*x509.Certificate, err error) {
+	before, err := r.c.Authorities.Generation(rot.From)
+	if err != nil {
+		return nil, nil, err
+	}
+	if state == pki.RotationCancelled || state == pki.RotationRequested {
+		return distinct(before.Root, before.Spare), nil, nil
+	}
+	now, err := r.c.Authorities.Generation(rot.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	if state == pki.RotationRetiring || state == pki.RotationRemoved {
+		return distinct(now.Root, now.Spare), nil, nil
+	}
+	if now.Cross != nil {
+		cross = append(cross, now.Cross)
+	}
+	return distinct(before.Root, now.Root, before.Spare, now.Spare), cross, nil
+}
+
+// Certificates returns the CAs that a rotation brings, and what devices must trust for its next step. Errors: NotFound, Conflict
+// if it has no certificates yet.
+func (r *Rotator) Certificates(ctx context.Context, id int64) (g Generation, roots, cross []*x509.Certificate, err error) {
+	rot, err := r.one(ctx, id)
+	if err != nil {
+		return g, nil, nil, err
+	}
+	if rot.State == pki.RotationRequested || rot.State == pki.RotationCancelled {
+		return g, nil, nil, fleet.Errorf(fleet.Conflict, "rotation %d is %s: it has no certificates", id, rot.State)
+	}
+	if g, err = r.c.Authorities.Generation(rot.ID); err != nil {
+		return g, nil, nil, err
+	}
+	next := rot.State.Next()
+	if next == "" {
+		next = rot.State
+	}
+	roots, cross, err = r.bundle(rot, next)
+	return g, roots, cross, err
 }
 
 func distinct(certs ...*x509.Certificate) (out []*x509.Certificate) {
