@@ -535,6 +535,13 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("renewServerCertificate", "POST", "/server-certificates/ops/renewal", nil)
 	do("signRevocationList", "POST", "/revocation-lists/"+string(w.Issuer.ID()), nil)
 	do("publishTrustBundle", "POST", "/trust/bundle", api.NewTrustBundle{RootsPEM: string(w.Trust)})
+	w.Authorities.Offline = true
+	do("startRotation", "POST", "/rotations", `{"kind":"device-ca"}`)
+	do("importRotationCertificates", "PUT", "/rotations/1/certificates", api.RotationImport{PEM: w.newCAs(1)})
+	do("advanceRotation", "POST", "/rotations/1/advance", nil)
+	w.want(w.send(access.Admin, "POST", "/rotations/1/advance", nil), 200, "")
+	do("takeBackRotation", "POST", "/rotations/1/back", `{"why":"old clients"}`)
+	do("cancelRotation", "POST", "/rotations/1/cancel", nil)
 	do("blockKey", "POST", "/blocked-keys", api.NewBlockedKey{SHA256: strings.Repeat("ab", 32), Why: "leaked"})
 	do("unblockKey", "DELETE", "/blocked-keys/"+strings.Repeat("ab", 32), nil)
 	do("setCertificatePolicy", "PUT", "/certificates/policy", `{"lifetime":"1440h"}`)

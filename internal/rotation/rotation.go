@@ -6,6 +6,7 @@ package rotation
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -195,7 +196,7 @@ func (r *Rotator) leftovers(ctx context.Context, rot pki.Rotation, f *pki.Rotati
 	}
 	issuer := string(pki.IssuerIDOf(now.Server))
 	for _, p := range f.Proofs {
-		words := fmt.Sprintf("%s shows a certificate that is not of the new server CA: muster certs servers says why", p.Door)
+		words := fmt.Sprintf("%s shows a certificate that is not of the new server CA: muster server-certs list says why", p.Door)
 		if p.Refused == "" && !p.Foreign && p.Issuer != issuer && !slices.Contains(f.Served, words) {
 			f.Served = append(f.Served, words)
 		}
@@ -412,10 +413,12 @@ func (r *Rotator) publish(ctx context.Context, at time.Time, rot pki.Rotation, t
 		return version, nil
 	}
 	version, err = r.c.Trust.Publish(ctx, at, roots, cross, by)
-	if err != nil {
-		return 0, fmt.Errorf("%w; muster rotation certificates %d prints the roots that it must hold", err, rot.ID)
+	if e, ok := errors.AsType[*fleet.Error](err); ok && e.Kind == fleet.Conflict { // the trust key is kept offline
+		with := *e
+		with.Msg += fmt.Sprintf("; muster rotation certificates %d prints the roots that it must hold", rot.ID)
+		return 0, &with
 	}
-	return version, nil
+	return version, err
 }
 
 // bundle returns what devices are to trust while a rotation is in state.

@@ -34,6 +34,7 @@ import (
 	"muster/internal/pki"
 	"muster/internal/recovery"
 	"muster/internal/revocation"
+	"muster/internal/rotation"
 	"muster/internal/store/bolt"
 	"muster/internal/store/storetest"
 	"muster/internal/trust"
@@ -45,16 +46,17 @@ const MaxImage = 1 << 20
 
 // Rig is the API and what is behind it.
 type Rig struct {
-	DB       *bolt.DB
-	Access   *access.Access
-	Enroll   *enroll.Enroller
-	Rollouts *dispatch.Dispatcher
-	Config   httpapi.Config
-	Tokens   map[access.Role]string // one for each role, named t-<role>
-	Trust    []byte                 // what devices trust, PEM
-	TrustKey *ecdsa.PrivateKey      // signs trust bundles
-	Issuer   pki.Issuer             // of device certificates
-	Log      *Log
+	DB          *bolt.DB
+	Access      *access.Access
+	Enroll      *enroll.Enroller
+	Rollouts    *dispatch.Dispatcher
+	Config      httpapi.Config
+	Tokens      map[access.Role]string // one for each role, named t-<role>
+	Trust       []byte                 // what devices trust, PEM
+	Authorities *Authorities           // that rotations replace
+	TrustKey    *ecdsa.PrivateKey      // signs trust bundles
+	Issuer      pki.Issuer             // of device certificates
+	Log         *Log
 }
 
 // hierarchy is one CA for all tests of a process: making keys is slow.
@@ -107,19 +109,35 @@ func New(t testing.TB) *Rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Authorities = NewAuthorities(h)
 	bundles := trust.New(trust.Config{
 		Update: Use[trust.Tx](db.Update), View: Use[trust.Tx](db.View), Key: &r.TrustKey.PublicKey, Signer: r.TrustKey,
-		InUse: func() []*x509.Certificate { return roots[:1] }, Log: log,
+		InUse: r.rootsInUse, Log: log, Committed: func() {},
 	})
 	if err := bundles.First(context.Background(), time.Now(), roots); err != nil {
 		t.Fatal(err)
 	}
+	rotations := rotation.New(rotation.Config{
+		Update: Use[rotation.Tx](db.Update), View: Use[rotation.Tx](db.View), Authorities: r.Authorities, Trust: TrustOfDevices{bundles}, Log: log,
+		Holders: func(ctx context.Context, id pki.IssuerID, limit int) (int, []string, error) {
+			n, ids, err := r.Enroll.Holders(ctx, id, limit)
+			var named []string
+			for _, id := range ids {
+				named = append(named, string(id))
+			}
+			return n, named, err
+		},
+		Retire: func(ctx context.Context, at time.Time, id pki.IssuerID, by string) error {
+			_, err := r.Enroll.RetireIssuer(ctx, at, id, by)
+			return err
+		},
+	})
 	servers, table := ServerCertificates(t, h, r.Access)
 	r.Config = httpapi.Config{
 		Servers: servers, Expiries: table,
 		Devices: inventory.New(inventory.Config{Update: Use[inventory.Tx](db.Update), View: Use[inventory.Tx](db.View)}),
 		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access,
-		TrustBundles: bundles, TrustKey: &r.TrustKey.PublicKey, Lists: lists,
+		TrustBundles: bundles, Rotations: rotations, TrustKey: &r.TrustKey.PublicKey, Lists: lists,
 		Firmware:  ota.New(ota.Config{Update: Use[ota.Tx](db.Update), View: Use[ota.Tx](db.View), Images: images, MaxImage: MaxImage}),
 		Trust:     func(context.Context) ([]byte, error) { return r.Trust, nil },
 		Endpoints: api.Endpoints{MQTT: "broker.example.com:8883", FallbackMQTT: "broker.example.com:8884", HTTPS: "muster.example.com:8443", RecoveryHTTPS: "muster.example.com:8444"},
