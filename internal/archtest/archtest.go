@@ -55,6 +55,8 @@ var Table = map[string]Row{
 	"internal/esp/nvs":         {Core, []string{"internal/esp", "internal/esp/xts", "internal/fleet"}, "NVS partitions and their keys"},
 	"internal/firmware/espapp": {Core, []string{"internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/fleet"}, "holds an ESP32 image to its manifest"},
 
+	"internal/provision": {Core, []string{"internal/esp", "internal/esp/flashcrypt", "internal/esp/image", "internal/esp/nvs", "internal/esp/partition", "internal/esp/secureboot", "internal/fleet"}, "what a factory puts into a device, and in which order"},
+
 	"internal/expiry": {Core, nil, "what ends, and how urgent that is"},
 	"internal/audit":  {Core, []string{"internal/fleet"}, "the audit trail as a document: chain, checkpoints, exports"},
 
@@ -92,7 +94,8 @@ var Table = map[string]Row{
 	"configs":            {Edge, nil, "the commented settings, embedded for init"},
 	"internal/client":    {Edge, []string{"api", "internal/fleet"}, "speaks only REST"},
 	"internal/signing":   {Edge, []string{"internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki"}, "keys and signatures on the operator's own machine"},
-	"internal/cli":       {Edge, []string{"api", "internal/audit", "internal/ca/ceremony", "internal/ca/keystore", "internal/client", "internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki", "internal/signing"}, "the ops CLI: REST, and what works offline"},
+	"internal/escrow":    {Edge, []string{"internal/fleet", "internal/provision"}, "what operators keep of devices, sealed by age; on their own machines only"},
+	"internal/cli":       {Edge, []string{"api", "internal/audit", "internal/ca/ceremony", "internal/ca/keystore", "internal/client", "internal/escrow", "internal/esp", "internal/esp/image", "internal/esp/nvs", "internal/esp/partition", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki", "internal/provision", "internal/signing"}, "the ops CLI: REST, and what works offline"},
 	"internal/simdev":    {Edge, []string{"internal/fleet", "internal/pki", "internal/wire"}, "a device knows only what reached it over the wire; reads trust bundles as one would"},
 	"internal/devbroker": {Edge, []string{"internal/broker/brokerconf"}, "a RabbitMQ for development with the production configuration"},
 	"internal/archtest":  {Edge, nil, "this table"},
