@@ -152,7 +152,7 @@ func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler
 	e.Use(a.recovered, noBody)
 	for _, m := range []string{http.MethodGet, http.MethodHead} {
 		// Not by an echo.Group: its catch-all would turn 405 into 404.
-		e.Add(m, "/fw/:name", a.image, who, a.budget)
+		e.Add(m, "/fw/:name", a.file, who, a.budget)
 		e.Add(m, "/trust-bundle", a.trustBundle, who, a.budget)
 		e.Add(m, wire.PathTrust, a.signedTrust, who, a.budget)
 		if polls && a.c.Poller != nil {

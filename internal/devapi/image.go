@@ -19,6 +19,30 @@ import (
 	"muster/internal/fleet"
 )
 
+// signedSuffix makes of an image's path that of its manifest.
+const signedSuffix = ".jws"
+
+// file serves an image or, under its path with .jws behind, its signed manifest: a device that holds the public keys of
+// releases need not trust muster to send only what was released.
+func (a *API) file(c echo.Context) error {
+	name, ok := strings.CutSuffix(c.Param("name"), signedSuffix)
+	if !ok {
+		return a.image(c)
+	}
+	device := deviceOf(c)
+	g, err := a.c.Grants.Granted(c.Request().Context(), device, name)
+	if err != nil {
+		if fleet.Is(err, fleet.NotFound) {
+			a.refused(c, device, "no-grant")
+		}
+		return err
+	}
+	return serveBytes(c, "application/jose", immutable, []byte(g.JWS))
+}
+
+// immutable is the Cache-Control of bytes that never change under their path.
+const immutable = "private, max-age=31536000, immutable, no-transform"
+
 // image serves the image of the job that the device is at, as http.ServeContent does with three tightenings: see
 // oneRange. Without a grant the answer is 404, whatever exists.
 func (a *API) image(c echo.Context) error {
@@ -52,7 +76,7 @@ func (a *API) image(c echo.Context) error {
 	}
 	h.Set("ETag", etag(string(rel.SHA256)))
 	h.Set(echo.HeaderContentType, echo.MIMEOctetStream)
-	h.Set(echo.HeaderCacheControl, "private, max-age=31536000, immutable, no-transform")
+	h.Set(echo.HeaderCacheControl, immutable)
 	began := time.Now()
 	serve(c, content, rel.Size, a.guard(c, device, pace))
 	a.c.Served(Served{

@@ -228,7 +228,13 @@ void Client::offered(const Offer& o) {
   manifest_ = Manifest();
   report(o.job, Step::accepted);
   if (!vault_.release_keys().empty()) return p_.fetch_manifest(o, door_.fallback);
-  p_.fetch_image(o, door_.fallback, o.spread == 0 ? 0 : p_.random() % (o.spread * 1000));
+  load();
+}
+
+// load begins the download. It overwrites the other slot, so what was there can no longer be booted.
+void Client::load() {
+  facts_.previous.clear();
+  p_.fetch_image(offer_, door_.fallback, offer_.spread == 0 ? 0 : p_.random() % (offer_.spread * 1000));
 }
 
 std::string Client::refusal(const Offer& o) const {
@@ -248,7 +254,7 @@ void Client::manifest_fetched(const std::string& jws) {
   }
   if (!manifest_.chip.empty() && manifest_.chip != facts_.chip) return give_up("the image is for " + manifest_.chip);
   if (manifest_.secure_version < static_cast<int64_t>(facts_.secure_version)) return give_up("its secure version is below the one in the eFuses");
-  p_.fetch_image(offer_, door_.fallback, offer_.spread == 0 ? 0 : p_.random() % (offer_.spread * 1000));
+  load();
 }
 
 void Client::progressed(int percent) {

@@ -93,6 +93,7 @@ class Client {
   void commanded(const Cmd& c);
   void offered(const Offer& o);
   std::string refusal(const Offer& o) const;
+  void load();
   void give_up(const std::string& why);
   void end_update();
   void boot_previous(const Cmd& c);

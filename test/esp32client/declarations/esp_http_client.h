@@ -1,0 +1,44 @@
+#pragma once
+#include "esp_err.h"
+#include "esp_idf_version.h"
+typedef struct esp_http_client* esp_http_client_handle_t;
+typedef enum { HTTP_EVENT_ERROR = 0, HTTP_EVENT_ON_CONNECTED, HTTP_EVENT_HEADERS_SENT, HTTP_EVENT_ON_HEADER, HTTP_EVENT_ON_DATA, HTTP_EVENT_ON_FINISH, HTTP_EVENT_DISCONNECTED } esp_http_client_event_id_t;
+typedef struct esp_http_client_event {
+  esp_http_client_event_id_t event_id;
+  esp_http_client_handle_t client;
+  void* data;
+  int data_len;
+  void* user_data;
+  char *header_key, *header_value;
+} esp_http_client_event_t;
+typedef esp_err_t (*http_event_handle_cb)(esp_http_client_event_t* evt);
+typedef struct {
+  const char *url, *host;
+  int port;
+  const char* cert_pem;
+  size_t cert_len;
+  const char* client_cert_pem;
+  size_t client_cert_len;
+  const char* client_key_pem;
+  size_t client_key_len;
+  int timeout_ms;
+  bool disable_auto_redirect;
+  int max_redirection_count;
+  http_event_handle_cb event_handler;
+  int buffer_size, buffer_size_tx;
+  void* user_data;
+} esp_http_client_config_t;
+extern "C" {
+esp_http_client_handle_t esp_http_client_init(const esp_http_client_config_t* config);
+esp_err_t esp_http_client_set_header(esp_http_client_handle_t client, const char* key, const char* value);
+esp_err_t esp_http_client_open(esp_http_client_handle_t client, int write_len);
+#if ESP_IDF_VERSION_MAJOR >= 5
+int64_t esp_http_client_fetch_headers(esp_http_client_handle_t client);
+#else
+int esp_http_client_fetch_headers(esp_http_client_handle_t client);
+#endif
+bool esp_http_client_is_chunked_response(esp_http_client_handle_t client);
+int esp_http_client_get_status_code(esp_http_client_handle_t client);
+int esp_http_client_read(esp_http_client_handle_t client, char* buffer, int len);
+esp_err_t esp_http_client_cleanup(esp_http_client_handle_t client);
+}
