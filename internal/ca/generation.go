@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,7 @@ import (
 	"muster/internal/ca/keystore"
 	"muster/internal/fleet"
 	"muster/internal/pki"
+	"muster/internal/wire"
 )
 
 // A generation is a whole hierarchy in a folder of its own below that of the first one, generation 0. Which of them signs and
@@ -483,14 +485,15 @@ func (s Store) newSpare(at time.Time, n int64, fleetName string) (*x509.Certific
 	return ceremony.SignRoot(ceremony.Terms{At: at, Name: fmt.Sprintf("%s root %d (spare)", fleetName, n+2), Life: ceremony.RootLife}, key)
 }
 
-// ProbeName is the name of the client in probe certificates.
+// ProbeName is the device of probe certificates.
 const ProbeName = "muster-probe"
 
 // probeLife is how long a probe certificate holds.
 const probeLife = 10 * time.Minute
 
-// Probe returns a client certificate of this generation for a handshake, and nothing else: it names no device and has not the
-// URI by which a broker knows one, so that no login succeeds with it. It is not stored.
+// Probe returns a client certificate of this generation for a handshake, and nothing else. It has the form of a device's, so
+// that every door looks at it in full; but its serial is in no store, so that no login succeeds with it, whatever devices
+// there are.
 func (h *Hierarchy) Probe(at time.Time) (tls.Certificate, error) {
 	if h.Device.Key == nil {
 		return tls.Certificate{}, fleet.Errorf(fleet.Unavailable, "ca: the key of the device CA is not here")
@@ -503,9 +506,14 @@ func (h *Hierarchy) Probe(at time.Time) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
+	uri, err := url.Parse(wire.CertUser(ProbeName, serial))
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("ca: %w", err)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: serial.Big(), Subject: pkix.Name{CommonName: ProbeName}, NotBefore: at.Add(-probeLife), NotAfter: at.Add(probeLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		DNSNames: []string{ProbeName}, URIs: []*url.URL{uri},
 	}, h.Device.Cert, key.Public(), h.Device.Key)
 	if err != nil {
 		return tls.Certificate{}, fleet.Wrap(fleet.Unavailable, err, "ca: the key of the device CA cannot sign")

@@ -19,6 +19,7 @@ import (
 	"muster/internal/ca/ceremony"
 	"muster/internal/fleet"
 	"muster/internal/pki"
+	"muster/internal/wire"
 )
 
 type onDisk struct {
@@ -327,7 +328,7 @@ func TestWhatARotationDoesNotTake(t *testing.T) {
 	}
 }
 
-// A probe gets through a handshake, and is nobody.
+// A probe has the form of a device, so that it gets through a handshake, and a serial that nobody knows.
 func TestProbe(t *testing.T) {
 	at := time.Now()
 	h, err := ca.Create(ca.CreateOptions{At: at})
@@ -342,7 +343,7 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(leaf.URIs)+len(leaf.DNSNames) != 0 || leaf.IsCA || leaf.NotAfter.Sub(at) > 15*time.Minute {
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != wire.CertUser(ca.ProbeName, fleet.SerialOf(leaf.SerialNumber)) || !slices.Equal(leaf.DNSNames, []string{ca.ProbeName}) || leaf.IsCA || leaf.NotAfter.Sub(at) > 15*time.Minute {
 		t.Errorf("%+v", leaf)
 	}
 	if !slices.Equal(leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}) {
