@@ -1152,6 +1152,18 @@ type NewDevice struct {
 	Product Label40 `json:"product"`
 }
 
+// NewESP32FOTA defines model for NewESP32FOTA.
+type NewESP32FOTA struct {
+	// NewKey It is meant to be another key than that of the other releases of the product.
+	NewKey bool `json:"new_key,omitempty,omitzero"`
+
+	// PublicKey The key that the sketches hold (SubjectPublicKeyInfo, PEM; RSA of 2048, 3072 or 4096 bits).
+	PublicKey string `json:"public_key"`
+
+	// Signature RSASSA-PKCS1-v1_5 with SHA-256 over the image file, in base64.
+	Signature string `json:"signature"`
+}
+
 // NewMassRevocation defines model for NewMassRevocation.
 type NewMassRevocation struct {
 	// Drill Change nothing.
@@ -1509,7 +1521,12 @@ type RecoveryState string
 
 // Release Examples: {"chip":"esp32s3","image_hash":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","key_id":"NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs","product":"sensor","sha256":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","size":1572864,"uploaded_at":"2030-01-01T00:00:00Z","uploaded_by":"alice","version":"1.1.0"}
 type Release struct {
-	Chip string `json:"chip,omitempty,omitzero"`
+	Chip        string    `json:"chip,omitempty,omitzero"`
+	Esp32FotaAt time.Time `json:"esp32fota_at,omitempty,omitzero"`
+	Esp32FotaBy string    `json:"esp32fota_by,omitempty,omitzero"`
+
+	// Esp32FotaKey SHA-256 of the public key (SubjectPublicKeyInfo) whose signature esp32FOTA clients get before the image; none: they get the image alone.
+	Esp32FotaKey string `json:"esp32fota_key,omitempty,omitzero"`
 
 	// Floor No device below it may skip it on its way to a newer release.
 	Floor    bool      `json:"floor,omitempty,omitzero"`
@@ -2628,6 +2645,9 @@ type NewEnrolmentPasswordJSONRequestBody = EnrolmentPasswordRequest
 // AddSigningKeyJSONRequestBody defines body for AddSigningKey for application/json ContentType.
 type AddSigningKeyJSONRequestBody = NewSigningKey
 
+// SetESP32FOTAJSONRequestBody defines body for SetESP32FOTA for application/json ContentType.
+type SetESP32FOTAJSONRequestBody = NewESP32FOTA
+
 // SetFloorJSONRequestBody defines body for SetFloor for application/json ContentType.
 type SetFloorJSONRequestBody = FloorMark
 
@@ -3107,6 +3127,29 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
 	GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClearESP32FOTA Take the signature for esp32FOTA off a release.
+	//
+	// Corresponds with DELETE /firmware/releases/{product}/{version}/esp32fota (the `ClearESP32FOTA` operationId).
+	ClearESP32FOTA(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetESP32FOTAWithBody Keep the signature that esp32FOTA clients get before the image of a release.
+	//
+	// It is checked as the device will check it. All other clients get the image as it was uploaded.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+	SetESP32FOTAWithBody(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetESP32FOTA Keep the signature that esp32FOTA clients get before the image of a release.
+	//
+	// It is checked as the device will check it. All other clients get the image as it was uploaded.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+	SetESP32FOTA(ctx context.Context, product Label40, version string, body SetESP32FOTAJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ClearFloor Take the mark of a floor off a release.
 	//
@@ -4442,6 +4485,59 @@ func (c *Client) UploadReleaseWithBody(ctx context.Context, params *UploadReleas
 // Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
 func (c *Client) GetRelease(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetReleaseRequest(c.Server, product, version)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClearESP32FOTA Take the signature for esp32FOTA off a release.
+//
+// Corresponds with DELETE /firmware/releases/{product}/{version}/esp32fota (the `ClearESP32FOTA` operationId).
+func (c *Client) ClearESP32FOTA(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClearESP32FOTARequest(c.Server, product, version)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetESP32FOTAWithBody Keep the signature that esp32FOTA clients get before the image of a release.
+//
+// It is checked as the device will check it. All other clients get the image as it was uploaded.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+func (c *Client) SetESP32FOTAWithBody(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetESP32FOTARequestWithBody(c.Server, product, version, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetESP32FOTA Keep the signature that esp32FOTA clients get before the image of a release.
+//
+// It is checked as the device will check it. All other clients get the image as it was uploaded.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+func (c *Client) SetESP32FOTA(ctx context.Context, product Label40, version string, body SetESP32FOTAJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetESP32FOTARequest(c.Server, product, version, body)
 	if err != nil {
 		return nil, err
 	}
@@ -7178,6 +7274,101 @@ func NewGetReleaseRequest(server string, product Label40, version string) (*http
 	return req, nil
 }
 
+// NewClearESP32FOTARequest constructs an http.Request for the ClearESP32FOTA method
+func NewClearESP32FOTARequest(server string, product Label40, version string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/releases/%s/%s/esp32fota", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetESP32FOTARequest calls the generic SetESP32FOTA builder with application/json body
+func NewSetESP32FOTARequest(server string, product Label40, version string, body SetESP32FOTAJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetESP32FOTARequestWithBody(server, product, version, "application/json", bodyReader)
+}
+
+// NewSetESP32FOTARequestWithBody constructs an http.Request for the SetESP32FOTA method, with any body, and a specified content type
+func NewSetESP32FOTARequestWithBody(server string, product Label40, version string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/releases/%s/%s/esp32fota", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewClearFloorRequest constructs an http.Request for the ClearFloor method
 func NewClearFloorRequest(server string, product Label40, version string) (*http.Request, error) {
 	var err error
@@ -9851,6 +10042,31 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /firmware/releases/{product}/{version} (the `GetRelease` operationId).
 	GetReleaseWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*GetReleaseResponse, error)
 
+	// ClearESP32FOTAWithResponse Take the signature for esp32FOTA off a release.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /firmware/releases/{product}/{version}/esp32fota (the `ClearESP32FOTA` operationId).
+	ClearESP32FOTAWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*ClearESP32FOTAResponse, error)
+
+	// SetESP32FOTAWithBodyWithResponse Keep the signature that esp32FOTA clients get before the image of a release.
+	//
+	// It is checked as the device will check it. All other clients get the image as it was uploaded.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+	SetESP32FOTAWithBodyWithResponse(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetESP32FOTAResponse, error)
+
+	// SetESP32FOTAWithResponse Keep the signature that esp32FOTA clients get before the image of a release.
+	//
+	// It is checked as the device will check it. All other clients get the image as it was uploaded.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+	SetESP32FOTAWithResponse(ctx context.Context, product Label40, version string, body SetESP32FOTAJSONRequestBody, reqEditors ...RequestEditorFn) (*SetESP32FOTAResponse, error)
+
 	// ClearFloorWithResponse Take the mark of a floor off a release.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -12152,6 +12368,102 @@ func (r GetReleaseResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetReleaseResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ClearESP32FOTAResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Release
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ClearESP32FOTAResponse) GetJSON200() *Release {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ClearESP32FOTAResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ClearESP32FOTAResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ClearESP32FOTAResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ClearESP32FOTAResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ClearESP32FOTAResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetESP32FOTAResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Release
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetESP32FOTAResponse) GetJSON200() *Release {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetESP32FOTAResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetESP32FOTAResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetESP32FOTAResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetESP32FOTAResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetESP32FOTAResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -15498,6 +15810,49 @@ func (c *ClientWithResponses) GetReleaseWithResponse(ctx context.Context, produc
 	return ParseGetReleaseResponse(rsp)
 }
 
+// ClearESP32FOTAWithResponse Take the signature for esp32FOTA off a release.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /firmware/releases/{product}/{version}/esp32fota (the `ClearESP32FOTA` operationId).
+func (c *ClientWithResponses) ClearESP32FOTAWithResponse(ctx context.Context, product Label40, version string, reqEditors ...RequestEditorFn) (*ClearESP32FOTAResponse, error) {
+	rsp, err := c.ClearESP32FOTA(ctx, product, version, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClearESP32FOTAResponse(rsp)
+}
+
+// SetESP32FOTAWithBodyWithResponse Keep the signature that esp32FOTA clients get before the image of a release.
+//
+// It is checked as the device will check it. All other clients get the image as it was uploaded.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+func (c *ClientWithResponses) SetESP32FOTAWithBodyWithResponse(ctx context.Context, product Label40, version string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetESP32FOTAResponse, error) {
+	rsp, err := c.SetESP32FOTAWithBody(ctx, product, version, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetESP32FOTAResponse(rsp)
+}
+
+// SetESP32FOTAWithResponse Keep the signature that esp32FOTA clients get before the image of a release.
+//
+// It is checked as the device will check it. All other clients get the image as it was uploaded.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /firmware/releases/{product}/{version}/esp32fota (the `SetESP32FOTA` operationId).
+func (c *ClientWithResponses) SetESP32FOTAWithResponse(ctx context.Context, product Label40, version string, body SetESP32FOTAJSONRequestBody, reqEditors ...RequestEditorFn) (*SetESP32FOTAResponse, error) {
+	rsp, err := c.SetESP32FOTA(ctx, product, version, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetESP32FOTAResponse(rsp)
+}
+
 // ClearFloorWithResponse Take the mark of a floor off a release.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -17708,6 +18063,72 @@ func ParseGetReleaseResponse(rsp *http.Response) (*GetReleaseResponse, error) {
 	}
 
 	response := &GetReleaseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Release
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseClearESP32FOTAResponse parses an HTTP response from a ClearESP32FOTAWithResponse call
+func ParseClearESP32FOTAResponse(rsp *http.Response) (*ClearESP32FOTAResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ClearESP32FOTAResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Release
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetESP32FOTAResponse parses an HTTP response from a SetESP32FOTAWithResponse call
+func ParseSetESP32FOTAResponse(rsp *http.Response) (*SetESP32FOTAResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetESP32FOTAResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -15,7 +17,7 @@ import (
 )
 
 func (a *app) firmwareCmd() *cobra.Command {
-	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.keysCmd(), a.secureBootKeysCmd())
+	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.firmwareFOTA(), a.keysCmd(), a.secureBootKeysCmd())
 	c.AddCommand(a.offlineFirmware()...)
 	return c
 }
@@ -45,7 +47,7 @@ func (a *app) readInput(file string, max int64) ([]byte, error) {
 }
 
 func (a *app) firmwareUpload() *cobra.Command {
-	var manifest string
+	var manifest, fota string
 	var burn bool
 	c := &cobra.Command{
 		Use: "upload IMAGE [--manifest FILE]", Short: "publish a signed release", Args: cobra.ExactArgs(1),
@@ -53,12 +55,19 @@ func (a *app) firmwareUpload() *cobra.Command {
 changes: uploading the same again is harmless, another image needs another version.
 
 The server checks an ESP32 image whole and compares it with the manifest. One that raises the secure version of its product
-makes every device that takes it burn that into its eFuses, for good: that needs --burn-secure-version.`,
+makes every device that takes it burn that into its eFuses, for good: that needs --burn-secure-version.
+
+IMAGE.esp32fota, if there is one, or --esp32fota is the signature that esp32FOTA clients get before the image.`,
 	}
 	c.Flags().StringVar(&manifest, "manifest", "", "file with the signed manifest")
+	c.Flags().StringVar(&fota, "esp32fota", "", "file with the signature for esp32FOTA")
 	c.Flags().BoolVar(&burn, "burn-secure-version", false, "the release is meant to raise the secure version, which cannot be undone")
 	return a.online(c, func(ctx context.Context, args []string) error {
 		jws, err := a.readInput(first(manifest, args[0]+".jws"), maxManifest)
+		if err != nil {
+			return err
+		}
+		before, err := readFOTA(args[0], fota)
 		if err != nil {
 			return err
 		}
@@ -84,6 +93,9 @@ makes every device that takes it burn that into its eFuses, for good: that needs
 		m := a.ui.meter("uploading", fi.Size(), size)
 		rel, created, err := a.client.Upload(ctx, p, f, fi.Size(), m.set)
 		m.end()
+		if err == nil && before != nil {
+			rel, err = client.Read[api.Release](a.client.SetESP32FOTA(ctx, rel.Product, rel.Version, *before))
+		}
 		if err != nil {
 			return err
 		}
@@ -93,6 +105,61 @@ makes every device that takes it burn that into its eFuses, for good: that needs
 				verb = "was published before:"
 			}
 			a.ui.printf("%s %s %s, %s\n", verb, clean(rel.Product), clean(rel.Version), size(rel.Size))
+			if before != nil {
+				a.ui.printf("esp32FOTA clients get it behind a signature by key %s\n", short(rel.Esp32FotaKey))
+			}
+		})
+	})
+}
+
+// readFOTA reads the signature for esp32FOTA that goes with an image: in file, or beside the image; nil if there is none.
+func readFOTA(image, file string) (*api.NewESP32FOTA, error) {
+	if file == "" {
+		file = image + signing.FOTAEnding
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+	}
+	s, err := signing.ReadFOTA(file)
+	return &api.NewESP32FOTA{Signature: s.Signature, PublicKey: s.PublicKey}, err
+}
+
+func (a *app) firmwareFOTA() *cobra.Command {
+	var file string
+	var off, other bool
+	c := &cobra.Command{
+		Use: "esp32fota PRODUCT VERSION [--signature FILE [--new-key] | --off]", Short: "the signature that esp32FOTA clients get before an image", Args: cobra.ExactArgs(2),
+		Long: `Gives a release that is published the signature that muster firmware sign --esp32fota made, or takes it off. The server checks it
+as the device will. A key that is not the one of the product's other releases needs --new-key: sketches in the field hold the old.`,
+	}
+	c.Flags().StringVar(&file, "signature", "", "file with the signature, IMAGE.esp32fota")
+	c.Flags().BoolVar(&other, "new-key", false, "it is meant to be another key than that of the other releases")
+	c.Flags().BoolVar(&off, "off", false, "take the signature off: esp32FOTA clients get the image alone")
+	return a.online(c, func(ctx context.Context, args []string) error {
+		if off == (file != "") || off && other {
+			return usagef("give --signature FILE, or --off alone")
+		}
+		var r api.Release
+		var err error
+		if off {
+			r, err = client.Read[api.Release](a.client.ClearESP32FOTA(ctx, args[0], args[1]))
+		} else {
+			var in *api.NewESP32FOTA
+			if in, err = readFOTA("", file); err != nil {
+				return err
+			}
+			in.NewKey = other
+			r, err = client.Read[api.Release](a.client.SetESP32FOTA(ctx, args[0], args[1], *in))
+		}
+		if err != nil {
+			return err
+		}
+		return a.ui.show(r, func() {
+			if r.Esp32FotaKey == "" {
+				a.ui.printf("esp32FOTA clients get %s %s as it is\n", clean(r.Product), clean(r.Version))
+			} else {
+				a.ui.printf("esp32FOTA clients get %s %s behind a signature by key %s\n", clean(r.Product), clean(r.Version), short(r.Esp32FotaKey))
+			}
 		})
 	})
 }
@@ -154,7 +221,7 @@ func (a *app) firmwareShow() *cobra.Command {
 				secure = fmt.Sprint(r.SecureVersion)
 			}
 			a.ui.facts("product", r.Product, "version", r.Version, "size", fmt.Sprintf("%d bytes", r.Size), "sha256", r.SHA256, "image hash", r.ImageHash,
-				"chip", r.Chip, "chip revisions", revisions(r.MinChipRevision, r.MaxChipRevision), "secure version", secure, "minimum version", r.MinVersion, "floor", floorOf(r), "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
+				"chip", r.Chip, "chip revisions", revisions(r.MinChipRevision, r.MaxChipRevision), "secure version", secure, "minimum version", r.MinVersion, "floor", floorOf(r), "esp32FOTA key", r.Esp32FotaKey, "signed by", r.KeyID, "uploaded", r.UploadedAt, "by", r.UploadedBy)
 		})
 	})
 }

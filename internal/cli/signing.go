@@ -79,6 +79,8 @@ type signFlags struct {
 	request    string
 	signedOut  string
 	keep       bool
+
+	fotaKey, fotaPass, fotaSignature, fotaPublic string
 }
 
 const signLong = `Writes the signed manifest of a release to IMAGE.jws. muster firmware upload sends both.
@@ -92,7 +94,10 @@ changed, and nothing is overwritten), and the manifest is that of the signed ima
 A key that cannot leave its hardware module signs in two steps:
   muster firmware sign app.bin --secure-boot-request digest.bin --public-key hsm.pub.pem
   (the module signs the digest in digest.bin)
-  muster firmware sign app.bin --secure-boot-signature digest.bin.sig --public-key hsm.pub.pem --key release.pem ...`
+  muster firmware sign app.bin --secure-boot-signature digest.bin.sig --public-key hsm.pub.pem --key release.pem ...
+
+With --esp32fota, a signature for esp32FOTA clients that check one is written to IMAGE.esp32fota; upload sends it along. One
+that was made elsewhere (openssl dgst -sha256 -sign KEY IMAGE) comes by --esp32fota-signature and --esp32fota-public-key.`
 
 func (a *app) firmwareSign() *cobra.Command {
 	var o signFlags
@@ -119,6 +124,10 @@ func (a *app) firmwareSign() *cobra.Command {
 	f.StringArrayVar(&o.publics, "public-key", nil, "file with the public half of a Secure Boot key")
 	f.StringVar(&o.request, "secure-boot-request", "", "only write what --public-key must sign to this file")
 	f.StringVar(&o.signedOut, "signed", "", "file for the signed image; without: IMAGE with .signed before its ending")
+	f.StringVar(&o.fotaKey, "esp32fota", "", "sign for esp32FOTA with the private key in this file: RSA of 2048, 3072 or 4096 bits")
+	f.StringVar(&o.fotaPass, "esp32fota-passphrase-file", "", "file with the passphrase of the esp32FOTA key, or - for standard input")
+	f.StringVar(&o.fotaSignature, "esp32fota-signature", "", "take the esp32FOTA signature in this file")
+	f.StringVar(&o.fotaPublic, "esp32fota-public-key", "", "file with the public key of --esp32fota-signature")
 	f.BoolVar(&o.keep, "append-signatures", false, "keep the Secure Boot signatures that the image has")
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		o.order.Image, o.order.Product, o.order.Version = args[0], fleet.ProductID(o.product), firmware.Version(o.version)
@@ -134,18 +143,23 @@ func (a *app) firmwareSign() *cobra.Command {
 // check refuses flags that do not go together.
 func (o signFlags) check() error {
 	boot := len(o.bootKeys)+len(o.signatures) > 0
+	fota := o.fotaKey != "" || o.fotaSignature != ""
 	switch {
+	case o.fotaKey != "" && o.fotaSignature != "" || (o.fotaSignature == "") != (o.fotaPublic == ""):
+		return usagef("give either --esp32fota, or --esp32fota-signature with --esp32fota-public-key")
+	case o.fotaPass != "" && o.fotaKey == "":
+		return usagef("--esp32fota-passphrase-file goes with --esp32fota")
 	case len(o.publics) != len(o.signatures):
 		return usagef("give one --public-key for each --secure-boot-signature, in the same order")
 	case !boot && (o.keep || o.signedOut != "" || o.bootPass != ""):
 		return usagef("--append-signatures, --signed and --secure-boot-passphrase-file go with --secure-boot or --secure-boot-signature")
-	case o.key == "" && !boot:
+	case o.key == "" && !boot && !fota:
 		return usagef("give --key to sign a release, or --secure-boot to sign the image")
 	case o.key == "" && (o.product != "" || o.version != "" || o.order.Out != ""):
 		return usagef("a release needs --key")
 	case o.key != "" && (o.product == "" || o.version == ""):
 		return usagef("a release needs --product and --version")
-	case o.pass == "-" && o.bootPass == "-":
+	case o.pass == "-" && o.bootPass == "-", o.pass == "-" && o.fotaPass == "-", o.bootPass == "-" && o.fotaPass == "-":
 		return usagef("standard input holds one passphrase only")
 	}
 	return nil
@@ -171,6 +185,7 @@ func (a *app) secret(file, flag string) func() ([]byte, error) {
 type signResult struct {
 	SecureBoot *signing.SecureBootSigned `json:"secure_boot,omitempty"`
 	Release    *signing.Signed           `json:"release,omitempty"`
+	ESP32FOTA  *signing.FOTASigned       `json:"esp32fota,omitempty"`
 }
 
 func (a *app) sign(o signFlags) error {
@@ -181,6 +196,12 @@ func (a *app) sign(o signFlags) error {
 	var err error
 	if o.key != "" { // before anything is written
 		if release, err = signing.LoadKey(o.key, a.secret(o.pass, "passphrase-file")); err != nil {
+			return err
+		}
+	}
+	var fota crypto.Signer
+	if o.fotaKey != "" {
+		if fota, err = signing.LoadFOTAKey(o.fotaKey, a.secret(o.fotaPass, "esp32fota-passphrase-file")); err != nil {
 			return err
 		}
 	}
@@ -201,6 +222,19 @@ func (a *app) sign(o signFlags) error {
 			return err
 		}
 		out.Release = &s
+	}
+	var made signing.FOTASigned
+	switch { // last: over the image as it is uploaded
+	case fota != nil:
+		made, err = signing.SignFOTA(o.order.Image, fota, o.order.Replace)
+	case o.fotaSignature != "":
+		made, err = signing.KeepFOTA(o.order.Image, o.fotaSignature, o.fotaPublic, o.order.Replace)
+	}
+	if err != nil {
+		return err
+	}
+	if made.Path != "" {
+		out.ESP32FOTA = &made
 	}
 	return a.ui.show(out, func() { a.showSigned(out) })
 }
@@ -245,6 +279,12 @@ func (a *app) showSigned(out signResult) {
 		a.doubts(s.Findings)
 	} else if out.SecureBoot != nil {
 		a.doubts(out.SecureBoot.Findings)
+	}
+	if f := out.ESP32FOTA; f != nil {
+		a.ui.printf("signed for esp32FOTA, %d bytes, to %s\n", f.Bytes, clean(f.Path))
+		if f.Bytes != 512 {
+			a.ui.note("the sketch must say setSignatureLen(%d)", f.Bytes)
+		}
 	}
 }
 

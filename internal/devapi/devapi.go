@@ -158,6 +158,7 @@ func (a *API) server(conf *tls.Config, who echo.MiddlewareFunc, est http.Handler
 		if polls && a.c.Poller != nil {
 			e.Add(m, "/update", a.httpUpdate, who, a.budget)
 			e.Add(m, "/fota.json", a.fotaManifest, who, a.budget)
+			e.Add(m, fotaPrefix+":name", a.fotaImage, who, a.budget)
 		}
 	}
 	protocols := new(http.Protocols)

@@ -45,7 +45,10 @@ const immutable = "private, max-age=31536000, immutable, no-transform"
 
 // image serves the image of the job that the device is at, as http.ServeContent does with three tightenings: see
 // oneRange. Without a grant the answer is 404, whatever exists.
-func (a *API) image(c echo.Context) error {
+func (a *API) image(c echo.Context) error { return a.deliver(c, nil) }
+
+// deliver is image for a file that may begin with something else; before says with what, nil: nothing.
+func (a *API) deliver(c echo.Context, before func(firmware.Release) ([]byte, error)) error {
 	device, r := deviceOf(c), c.Request()
 	grant, err := a.c.Grants.Granted(r.Context(), device, c.Param("name"))
 	rel := grant.Release
@@ -55,13 +58,24 @@ func (a *API) image(c echo.Context) error {
 		}
 		return err
 	}
+	file := body{size: rel.Size, tag: etag(string(rel.SHA256)), md5: rel.MD5}
+	var prefix []byte
+	if before != nil {
+		if prefix, err = before(rel); err != nil {
+			return err
+		}
+		file = body{size: rel.Size + int64(len(prefix)), tag: prefixedTag(prefix, rel.SHA256)}
+	}
 	content, done, err := a.content(r.Context(), rel)
 	if err != nil {
 		return err
 	}
 	defer done()
+	if len(prefix) > 0 {
+		content = &prefixed{prefix: prefix, image: content, size: rel.Size}
+	}
 
-	pace, again := a.pace.enter(grant, announced(r, etag(string(rel.SHA256)), rel.Size), time.Now())
+	pace, again := a.pace.enter(grant, announced(r, file.tag, file.size), time.Now())
 	if again > 0 {
 		c.Response().Header().Set(echo.HeaderRetryAfter, later(again))
 		return fleet.Coded(fleet.Unavailable, "byte_budget", "others are downloading; try again after the time in Retry-After")
@@ -71,19 +85,26 @@ func (a *API) image(c echo.Context) error {
 	}
 
 	h := c.Response().Header()
-	if rel.MD5 != "" {
-		h["x-MD5"] = []string{rel.MD5} // lower-case hex: old Arduino cores compare it byte by byte (esp32.md §6.1)
+	if file.md5 != "" {
+		h["x-MD5"] = []string{file.md5} // lower-case hex: old Arduino cores compare it byte by byte (esp32.md §6.1)
 	}
-	h.Set("ETag", etag(string(rel.SHA256)))
+	h.Set("ETag", file.tag)
 	h.Set(echo.HeaderContentType, echo.MIMEOctetStream)
 	h.Set(echo.HeaderCacheControl, immutable)
 	began := time.Now()
-	serve(c, content, rel.Size, a.guard(c, device, pace))
+	serve(c, content, file.size, a.guard(c, device, pace))
 	a.c.Served(Served{
 		Device: device, Product: rel.Product, Version: rel.Version, Recovery: c.Get(recoveryKey) == true, Status: c.Response().Status,
 		Bytes: c.Response().Size, Complete: complete(c), Took: time.Since(began),
 	})
 	return nil
+}
+
+// body is what is delivered: an image, or one behind a prefix.
+type body struct {
+	size int64  // bytes
+	tag  string // ETag
+	md5  string // empty: nobody asks for it
 }
 
 // guard returns what stands between the body and the device: the byte budget, and that the grant still holds. A rollout that

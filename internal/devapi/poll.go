@@ -2,10 +2,7 @@ package devapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
-	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -72,58 +69,6 @@ func (a *API) httpUpdate(c echo.Context) error {
 		return err
 	}
 	return a.c.Poller.Fetching(context.WithoutCancel(r.Context()), device, g, true)
-}
-
-// esp32FOTA reads versions of one to three numbers alone; any other counts as 0.0.0 there (esp32.md §6.4).
-var fotaVersion = regexp.MustCompile(`^[0-9]{1,5}(\.[0-9]{1,5}){0,2}$`)
-
-// fotaManifest serves esp32FOTA (esp32.md §6.4): one entry, its version above the device's if there is something to do, and
-// 0.0.0 if not. The library tells nothing of what runs, so the sketch may: ?img=SHA-256&v=VERSION.
-func (a *API) fotaManifest(c echo.Context) error {
-	r, device := c.Request(), deviceOf(c)
-	q := r.URL.Query()
-	kind := q.Get("type")
-	if kind == "" {
-		return fleet.Errorf(fleet.Invalid, "type is missing: put the name that the sketch gave to esp32FOTA into the manifest's URL, ?type=NAME")
-	}
-	if len(kind) > 40 || plainVersion(kind) == "" {
-		return fleet.Errorf(fleet.Invalid, "type must be 1 to 40 printable characters")
-	}
-	run := Running{Version: plainVersion(q.Get("v"))}
-	if sum := q.Get("img"); sum != "" {
-		hash, err := fleet.ParseHash(strings.ToLower(sum))
-		if err != nil {
-			return fleet.Errorf(fleet.Invalid, "img is not a SHA-256 in hex")
-		}
-		run.Image = hash
-	}
-	g, ok, err := a.c.Poller.Poll(r.Context(), device, run)
-	if err != nil {
-		return err
-	}
-	if ok && !fotaVersion.MatchString(string(g.Version)) {
-		ok = false
-		if err := a.c.Poller.Unfit(r.Context(), device, g, "esp32FOTA cannot read the version "+string(g.Version)+": it knows three numbers alone"); err != nil {
-			return err
-		}
-	}
-	entry := struct {
-		Type    string `json:"type"`
-		Version string `json:"version"`
-		URL     string `json:"url"`
-	}{kind, "0.0.0", "https://" + r.Host + "/fw/none"}
-	if ok {
-		entry.Version = string(g.Version)
-		entry.URL = (&url.URL{Scheme: "https", Host: r.Host, Path: g.Path()}).String()
-		if err := a.c.Poller.Fetching(r.Context(), device, g, false); err != nil {
-			return err
-		}
-	}
-	body, err := json.Marshal(entry)
-	if err != nil {
-		return fleet.Wrap(fleet.Internal, err, "the manifest cannot be written")
-	}
-	return serveBytes(c, echo.MIMEApplicationJSON, "no-store", body)
 }
 
 // plainVersion returns s if it is short and printable, else nothing: it is kept and shown.

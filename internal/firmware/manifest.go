@@ -50,6 +50,9 @@ type Release struct {
 	FloorWhy string    `json:"floor_why,omitempty"`
 	FloorBy  string    `json:"floor_by,omitempty"`
 	FloorAt  time.Time `json:"floor_at,omitzero"`
+
+	// FOTA is for clients that check it (esp32FOTA); it is no part of the image.
+	FOTA FOTASignature `json:"esp32fota,omitzero"`
 }
 
 // pathPrefix and pathDigits make a Path: short, because it travels in a message of at most 150 bytes.

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"regexp"
@@ -143,6 +144,38 @@ func (s *Server) markFloor(c *call, on bool, why string) (answer, error) {
 	return ok(showRelease(r))
 }
 
+func (s *Server) setESP32FOTA(c *call) (answer, error) {
+	var in api.NewESP32FOTA
+	if err := c.decode(&in); err != nil {
+		return answer{}, err
+	}
+	product, version, err := c.release()
+	if err != nil {
+		return answer{}, err
+	}
+	signature, err := base64.StdEncoding.DecodeString(in.Signature)
+	if err != nil {
+		return answer{}, fleet.Errorf(fleet.Invalid, "signature: use base64 with padding (RFC 4648 §4)")
+	}
+	r, err := s.c.Firmware.SignForFOTA(c.ctx, c.at, product, version, ota.FOTAOrder{Signature: signature, PublicKey: []byte(in.PublicKey), NewKey: in.NewKey, By: c.who.Name})
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(showRelease(r))
+}
+
+func (s *Server) clearESP32FOTA(c *call) (answer, error) {
+	product, version, err := c.release()
+	if err != nil {
+		return answer{}, err
+	}
+	r, err := s.c.Firmware.UnsignForFOTA(c.ctx, c.at, product, version, c.who.Name)
+	if err != nil {
+		return answer{}, err
+	}
+	return ok(showRelease(r))
+}
+
 // maxManifest is the longest signed manifest in bytes.
 const maxManifest = 8 << 10
 
@@ -182,5 +215,6 @@ func showRelease(r firmware.Release) api.Release {
 		Chip: r.Chip, SecureVersion: r.SecureVersion, MinVersion: string(r.MinVersion), KeyID: r.KeyID, JWS: r.JWS,
 		UploadedAt: r.UploadedAt, UploadedBy: r.UploadedBy, MinChipRevision: r.MinChipRevision, MaxChipRevision: r.MaxChipRevision,
 		Floor: r.Floor, FloorWhy: r.FloorWhy, FloorBy: r.FloorBy, FloorAt: r.FloorAt,
+		Esp32FotaKey: string(r.FOTA.Key), Esp32FotaBy: r.FOTA.By, Esp32FotaAt: r.FOTA.At,
 	}
 }

@@ -87,6 +87,8 @@ var operations = []operation{
 	{id: "getRelease", method: http.MethodGet, path: "/firmware/releases/:product/:version", role: access.Viewer, do: (*Server).getRelease},
 	{id: "setFloor", method: http.MethodPut, path: "/firmware/releases/:product/:version/floor", role: access.Operator, body: jsonBody, do: (*Server).setFloor},
 	{id: "clearFloor", method: http.MethodDelete, path: "/firmware/releases/:product/:version/floor", role: access.Operator, do: (*Server).clearFloor},
+	{id: "setESP32FOTA", method: http.MethodPut, path: "/firmware/releases/:product/:version/esp32fota", role: access.Operator, body: jsonBody, do: (*Server).setESP32FOTA},
+	{id: "clearESP32FOTA", method: http.MethodDelete, path: "/firmware/releases/:product/:version/esp32fota", role: access.Operator, do: (*Server).clearESP32FOTA},
 
 	{id: "listRollouts", method: http.MethodGet, path: "/rollouts", role: access.Viewer, query: append([]string{"product", "state"}, paged...), do: (*Server).listRollouts},
 	{id: "createRollout", method: http.MethodPost, path: "/rollouts", role: access.Operator, body: jsonBody, do: (*Server).createRollout},

@@ -139,6 +139,9 @@ type (
 		Releases(ctx context.Context, p fleet.ProductID) ([]firmware.Release, error)
 		// SetFloor marks a release as a floor, or takes the mark off.
 		SetFloor(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, on bool, why, by string) (firmware.Release, error)
+		// SignForFOTA keeps the signature that esp32FOTA clients get before the image; UnsignForFOTA takes it away.
+		SignForFOTA(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, o ota.FOTAOrder) (firmware.Release, error)
+		UnsignForFOTA(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, by string) (firmware.Release, error)
 		AddKey(ctx context.Context, at time.Time, text []byte, p fleet.ProductID, by string) (firmware.Key, error)
 		Keys(ctx context.Context) ([]firmware.Key, error)
 		RevokeKey(ctx context.Context, at time.Time, id, by string) (firmware.Key, error)
