@@ -153,6 +153,11 @@ func (a *App) writeBrokerTrust() error {
 		a.log.Info("certificates that are trusted changed", "file", path)
 		changed = true
 	}
+	// Erlang takes over a file only if its time is later than its last look, and that may have been during the rename.
+	now := time.Now()
+	if err := os.Chtimes(filepath.Join(dir, fileDeviceCA), now, now); err != nil && !errors.Is(err, os.ErrPermission) {
+		return err
+	}
 	if changed {
 		a.credentials.reloadTrust(true, a.log.Warn)
 	}

@@ -80,8 +80,15 @@ func Render(c Config) (map[string][]byte, error) {
 	}, nil
 }
 
-// advanced holds what the main file has no key for: a user name "vhost:user" must not choose its vhost.
-const advanced = "[{rabbitmq_mqtt, [{ignore_colons_in_username, true}]}].\n"
+// advanced holds what the main file has no key for: a user name "vhost:user" must not choose its vhost; and certificates are
+// looked at every two seconds instead of minutes, so that a renewed one is served and a new CA believed at once. Nobody can
+// clear Erlang's cache of them from outside (rabbitmq.md §4.7); and without the cache, which is what tells of a change, the
+// CAs of connections that stand would be those of all new ones, too (docs/decisions/0012).
+const advanced = `[
+  {rabbitmq_mqtt, [{ignore_colons_in_username, true}]},
+  {ssl, [{ssl_pem_cache_clean, 2000}]}
+].
+`
 
 const plugins = "[rabbitmq_auth_backend_http, rabbitmq_event_exchange, rabbitmq_management, rabbitmq_mqtt].\n"
 
@@ -156,9 +163,6 @@ func (c Config) main() []byte {
 	set("ssl_options.versions.2", "tlsv1.2")
 	set("ssl_options.reuse_sessions", "false")
 	set("ssl_options.client_renegotiation", "false")
-	// For the whole node, management and the questions to musterd too: every handshake reads the files afresh, so that a renewed
-	// certificate is served at once. Nobody can clear Erlang's cache of them from outside (rabbitmq.md §4.7).
-	set("ssl_options.bypass_pem_cache", "true")
 
 	section("Identity: the user name is the URI of the certificate, the client id must be its DNS name.")
 	set("mqtt.ssl_cert_login", "true")
