@@ -74,9 +74,6 @@ func (e *Enroller) RetireIssuer(ctx context.Context, at time.Time, id pki.Issuer
 				if err := revokeOne(tx, at, c, pki.ReasonSuperseded, by); err != nil {
 					return err
 				}
-				if err := audit(tx, at, by, "certificate.retire", c.Device, "serial "+string(s)); err != nil {
-					return err
-				}
 				did++
 			}
 			return nil

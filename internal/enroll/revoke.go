@@ -101,9 +101,6 @@ func (e *Enroller) revoke(tx Tx, at time.Time, c pki.Certificate, reason int, by
 	if err := revokeOne(tx, at, c, reason, by); err != nil {
 		return c, 0, err
 	}
-	if err := audit(tx, at, by, "certificate.revoke", c.Device, fmt.Sprintf("serial %s reason %d", c.Serial, reason)); err != nil {
-		return c, 0, err
-	}
 	if inSlot {
 		if err := throwOut(tx, at, dev, c.Serial, reason, by); err != nil {
 			return c, 0, err
@@ -113,14 +110,20 @@ func (e *Enroller) revoke(tx Tx, at time.Time, c pki.Certificate, reason int, by
 	return c, live, err
 }
 
-// revokeOne stores the revocation of c and the promise to close its connections.
+// revokeOne stores the revocation of c, its line in the audit trail and the promise to close its connections.
 func revokeOne(tx Tx, at time.Time, c pki.Certificate, reason int, by string) error {
 	if err := c.Become(pki.Revoked, at); err != nil {
 		return err
 	}
 	c.Reason, c.By, c.ClosedAt, c.VerifiedAt = reason, by, time.Time{}, time.Time{}
-	if err := tx.PutCertificate(c); err != nil || len(c.Chain) == 0 {
-		return err // never signed
+	if err := tx.PutCertificate(c); err != nil {
+		return err
+	}
+	if err := audit(tx, at, by, "certificate.revoke", c.Device, fmt.Sprintf("serial %s reason %d", c.Serial, reason)); err != nil {
+		return err
+	}
+	if len(c.Chain) == 0 {
+		return nil // never signed
 	}
 	return tx.PutClosing(pki.Closing{User: wire.CertUser(c.Device, c.Serial), Device: c.Device, Serial: c.Serial, Why: "certificate revoked", Since: at})
 }

@@ -66,6 +66,9 @@ func TestWalks(t *testing.T) {
 					return
 				}
 			}
+			for _, d := range w.devices {
+				w.onRecord(d.id)
+			}
 		})
 	}
 }
