@@ -27,7 +27,7 @@ import (
 // rotator makes the use case that replaces CAs.
 func (a *App) rotator(view, update func(context.Context, func(rotation.Tx) error) error) *rotation.Rotator {
 	return rotation.New(rotation.Config{
-		View: view, Update: update, Authorities: authorities{a}, Trust: trustOfDevices{a.trust}, Log: a.log,
+		View: view, Update: update, Authorities: authorities{a}, Trust: trustOfDevices{a.trust}, Log: a.log, Follow: 20 * time.Second,
 		Holders: func(ctx context.Context, id pki.IssuerID, limit int) (int, []string, error) {
 			n, named, err := a.enroll.Holders(ctx, id, limit)
 			return n, namesOf(named), err

@@ -147,7 +147,7 @@ func (b *Broker) supervise(src source, bind []string, ports [2]int) error {
 		// Data belongs to the node's name, so a folder keeps its name from run to run.
 		"RABBITMQ_NODENAME=muster@localhost",
 		"ERL_EPMD_ADDRESS=127.0.0.1", fmt.Sprintf("ERL_EPMD_PORT=%d", ports[0]), fmt.Sprintf("RABBITMQ_DIST_PORT=%d", ports[1]),
-		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}",
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1} " + brokerconf.ErlangArgs,
 	}
 	args := []string{"--pid", "--mount", "--fork", "--mount-proc", "--kill-child=SIGKILL", "bash", "-c", supervise}
 	if os.Geteuid() != 0 {

@@ -83,6 +83,8 @@ type Config struct {
 	// Retire ends what still holds of a device CA that nobody trusts from now on. It is idempotent.
 	Retire func(ctx context.Context, at time.Time, issuer pki.IssuerID, by string) error
 	Log    *slog.Logger
+	// Follow is how long doors may take to do what a step brings, before what they do goes on record; 0: they are asked once.
+	Follow time.Duration
 }
 
 // Codes of refusals.
@@ -383,16 +385,48 @@ func (r *Rotator) step(ctx context.Context, at time.Time, rot pki.Rotation, to p
 	if err := r.c.Authorities.Apply(ctx, list); err != nil {
 		return View{}, fleet.Wrap(fleet.Unavailable, err, "the step is on record, but not all of it is done: musterd tries again each minute, muster rotation show says how far it is")
 	}
-	signs, trusted := pki.Standing(list)
-	clients := trusted
-	if to == pki.RotationRemoved {
-		clients = []int64{rot.ID, rot.From} // that the old one is refused is part of the record
+	if rot.Steps[len(rot.Steps)-1].After, err = r.followed(ctx, rot, list); err != nil {
+		return View{}, err
 	}
-	rot.Steps[len(rot.Steps)-1].After = r.c.Authorities.Prove(ctx, clients, signs)
 	if err := r.c.Update(ctx, func(tx Tx) error { return tx.PutRotation(rot) }); err != nil {
 		return View{}, err
 	}
 	return r.look(ctx, rot)
+}
+
+// followed makes handshakes after a step until the doors do what it brings, or should have by now.
+func (r *Rotator) followed(ctx context.Context, rot pki.Rotation, list []pki.Rotation) ([]pki.Proof, error) {
+	signs, clients := pki.Standing(list)
+	if rot.State == pki.RotationRemoved {
+		clients = []int64{rot.ID, rot.From} // that the old one is refused is part of the record
+	}
+	g, err := r.c.Authorities.Generation(signs)
+	if err != nil {
+		return nil, err
+	}
+	issuer := string(pki.IssuerIDOf(g.Server))
+	const pause = 500 * time.Millisecond
+	for waited := time.Duration(0); ; waited += pause {
+		proofs := r.c.Authorities.Prove(ctx, clients, signs)
+		if waited >= r.c.Follow || !slices.ContainsFunc(proofs, func(p pki.Proof) bool { return behind(p, rot, issuer) }) {
+			return proofs, nil
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return proofs, nil // the step is on record, and so is what was seen
+		case <-t.C:
+		}
+	}
+}
+
+// behind reports whether a door does not do yet what rot's state brings.
+func behind(p pki.Proof, rot pki.Rotation, issuer string) bool {
+	if rot.State == pki.RotationRemoved && rot.Kind == pki.RotateRoot && p.Client == rot.From {
+		return p.Refused == ""
+	}
+	return !p.OK() || !p.Foreign && p.Issuer != issuer
 }
 
 // publish sees to it that the trust bundle in force is the one that state to asks for, and returns its version; 0 if rot

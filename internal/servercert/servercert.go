@@ -212,8 +212,33 @@ func (k *Keeper) Renew(ctx context.Context, at time.Time, name, by string) (Stat
 	if err := k.renewNow(ctx, at, s, by); err != nil {
 		return State{}, err
 	}
-	k.proveServer(ctx, time.Now(), s)
+	k.awaitDoors(ctx, s)
 	return k.state(time.Now(), s), nil
+}
+
+// awaitDoors looks until every door of s that answers serves what its files hold, for as long as somebody may wait for an
+// answer: RabbitMQ looks at its files every two seconds (brokerconf.ErlangArgs).
+func (k *Keeper) awaitDoors(ctx context.Context, s Server) {
+	const pause, patience = 250 * time.Millisecond, 10 * time.Second
+	for began := time.Now(); ; {
+		k.proveServer(ctx, time.Now(), s)
+		if ctx.Err() != nil || !k.stale(s) || time.Since(began) > patience {
+			return
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// stale reports whether a door of s serves another certificate than the files hold.
+func (k *Keeper) stale(s Server) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(s.Doors, func(d Door) bool { return !k.doors[s.Name+"/"+d.Name].since.IsZero() })
 }
 
 func (k *Keeper) renewNow(ctx context.Context, at time.Time, s Server, by string) error {
@@ -340,7 +365,7 @@ func (k *Keeper) saw(at time.Time, s Server, d Door, leaf *x509.Certificate, err
 	return true
 }
 
-const fixStale = "run rabbitmqctl eval 'ssl:clear_pem_cache().' on the broker, render its configuration afresh (musterd broker-config), or restart it"
+const fixStale = "run rabbitmqctl eval 'ssl:clear_pem_cache().' on the broker, or restart it; and see that it starts with -ssl ssl_pem_cache_clean 2000 (docs/operations.md)"
 
 // unproven reports whether a door does not serve what it should, and may yet come to.
 func (k *Keeper) unproven(at time.Time) bool {

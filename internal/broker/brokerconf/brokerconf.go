@@ -80,15 +80,14 @@ func Render(c Config) (map[string][]byte, error) {
 	}, nil
 }
 
-// advanced holds what the main file has no key for: a user name "vhost:user" must not choose its vhost; and certificates are
-// looked at every two seconds instead of minutes, so that a renewed one is served and a new CA believed at once. Nobody can
-// clear Erlang's cache of them from outside (rabbitmq.md §4.7); and without the cache, which is what tells of a change, the
-// CAs of connections that stand would be those of all new ones, too (docs/decisions/0012).
-const advanced = `[
-  {rabbitmq_mqtt, [{ignore_colons_in_username, true}]},
-  {ssl, [{ssl_pem_cache_clean, 2000}]}
-].
-`
+// advanced holds what the main file has no key for: a user name "vhost:user" must not choose its vhost.
+const advanced = "[{rabbitmq_mqtt, [{ignore_colons_in_username, true}]}].\n"
+
+// ErlangArgs belong into RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS of RabbitMQ: it looks at its certificate files every two seconds
+// then, instead of two minutes, so that a renewed certificate is served and a new CA believed at once. Nobody can clear
+// Erlang's cache of them from outside (rabbitmq.md §4.7), a setting in the files comes too late for it, and without the cache,
+// which is what tells of a change, connections that stand would keep their CAs for all new ones (docs/decisions/0012).
+const ErlangArgs = "-ssl ssl_pem_cache_clean 2000"
 
 const plugins = "[rabbitmq_auth_backend_http, rabbitmq_event_exchange, rabbitmq_management, rabbitmq_mqtt].\n"
 
