@@ -3,11 +3,14 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"net/http"
@@ -461,6 +464,25 @@ func TestMassRevocation(t *testing.T) {
 	}
 }
 
+// fotaOf is a signature of img for esp32FOTA.
+func fotaOf(t *testing.T, img []byte) api.NewESP32FOTA {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(img)
+	signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return api.NewESP32FOTA{Signature: base64.StdEncoding.EncodeToString(signature), PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))}
+}
+
 func TestEveryChangeIsOnRecord(t *testing.T) {
 	w := open(t)
 	w.now = time.Now()
@@ -550,6 +572,10 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("addSigningKey", "POST", "/firmware/keys", api.NewSigningKey{PublicKey: pub})
 	do("setFloor", "PUT", "/firmware/releases/lamp/1.0.0/floor", `{}`)
 	do("clearFloor", "DELETE", "/firmware/releases/lamp/1.0.0/floor", nil)
+	fota := fotaOf(t, img)
+	do("setESP32FOTA", "PUT", "/firmware/releases/lamp/1.0.0/esp32fota", fota)
+	w.want(w.send(access.Operator, "PUT", "/firmware/releases/lamp/1.0.0/esp32fota", api.NewESP32FOTA{Signature: "?", PublicKey: fota.PublicKey}), 400, "invalid")
+	do("clearESP32FOTA", "DELETE", "/firmware/releases/lamp/1.0.0/esp32fota", nil)
 	do("createRollout", "POST", "/rollouts", plan("r1"))
 	for _, verb := range []string{"start", "pause", "resume", "abort"} {
 		do(verb+"Rollout", "POST", "/rollouts/r1/"+verb, nil)

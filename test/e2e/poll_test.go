@@ -2,7 +2,11 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -153,8 +157,35 @@ func TestESP32FOTAGetsOneEntry(t *testing.T) {
 	if err != nil || len(out) != 4_000 {
 		t.Errorf("%s: %d bytes, %v", m.URL, len(out), err)
 	}
+	// A sketch that checks signatures: none is there, then one is.
+	kept := filepath.Join(s.dir, "image-1.1.0")
+	s.muster("firmware", "sign", kept, "--esp32fota", fotaKey(t, s.dir))
+	s.muster("firmware", "esp32fota", s.product, "1.1.0", "--signature", kept+".esp32fota")
+	if m = get(old); !strings.Contains(m.URL, "/fota/") {
+		t.Errorf("with a signature: %+v", m)
+	}
+	out, err = exec.CommandContext(s.ctx, "curl", "--silent", "--fail", "--cacert", filepath.Join(kit, simdev.TrustFile), "--cert", filepath.Join(kit, simdev.CertFile),
+		"--key", filepath.Join(kit, simdev.KeyFile), m.URL).Output()
+	raw, _ := os.ReadFile(kept)
+	if err != nil || len(out) != 256+4_000 || !bytes.Equal(out[256:], raw) {
+		t.Errorf("%s: %d bytes, %v", m.URL, len(out), err)
+	}
 	if m := get("v=1.1.0&img=" + string(image)); m.Version != "0.0.0" {
 		t.Errorf("it runs it: %+v", m)
 	}
 	s.awaitRollout(s.product+"-110", api.RolloutStateCompleted)
+}
+
+// fotaKey makes a key that signs for esp32FOTA.
+func fotaKey(t *testing.T, dir string) string {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "fota.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
