@@ -238,7 +238,7 @@ muster login wrote.
 	f.StringVarP(&a.flags.output, "output", "o", "table", "table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usage{err.Error()} })
-	root.AddCommand(a.deviceCmd(), a.targetCmd(), a.certsCmd(), a.serverCertsCmd(), a.expiriesCmd(), a.firmwareCmd(), a.rolloutCmd(), a.trustCmd(), a.rotationCmd(), a.caCmd(), a.recoveryCmd(), a.quarantineCmd(),
+	root.AddCommand(a.deviceCmd(), a.provisionCmd(), a.targetCmd(), a.certsCmd(), a.serverCertsCmd(), a.expiriesCmd(), a.firmwareCmd(), a.rolloutCmd(), a.trustCmd(), a.rotationCmd(), a.caCmd(), a.recoveryCmd(), a.quarantineCmd(),
 		a.tokenCmd(), a.auditCmd(), a.loginCmd(), a.configCmd(), a.versionCmd())
 	return root
 }

@@ -15,7 +15,7 @@ func (a *app) deviceCmd() *cobra.Command {
 	return group("device", "who belongs to the fleet",
 		a.deviceAdd(), a.deviceList(), a.deviceShow(), a.deviceEnroll(), a.deviceCredentials(),
 		a.deviceDisable(), a.deviceEnable(), a.deviceRemove(),
-		a.deviceLabels(), a.deviceLabel(), a.deviceGroup(), a.devicePassword(), a.deviceEnrolPassword(), a.deviceWhy(), a.devicePardon())
+		a.deviceLabels(), a.deviceLabel(), a.deviceGroup(), a.devicePassword(), a.deviceEnrolPassword(), a.deviceWhy(), a.devicePardon(), a.deviceDecryptNVS())
 }
 
 func (a *app) deviceAdd() *cobra.Command {

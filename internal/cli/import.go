@@ -65,10 +65,17 @@ func (a *app) importDevices(ctx context.Context, file string, update bool) error
 
 // readDevices reads a CSV file (RFC 4180) whose first line names its columns: id, product, hardware, groups, label:KEY.
 func readDevices(r io.Reader) ([]api.NewDevice, error) {
+	var out []api.NewDevice
+	err := readDeviceRows(r, nil, func(d api.NewDevice, _ map[string]string) { out = append(out, d) })
+	return out, err
+}
+
+// readDeviceRows is readDevices with further columns, those for which extra is true: row gets their values, by column.
+func readDeviceRows(r io.Reader, extra func(column string) bool, row func(d api.NewDevice, more map[string]string)) error {
 	c := csv.NewReader(r)
 	head, err := c.Read()
 	if err != nil {
-		return nil, usagef("the CSV file has no line that names its columns")
+		return usagef("the CSV file has no line that names its columns")
 	}
 	head[0] = strings.TrimPrefix(head[0], "\ufeff") // spreadsheets begin a file with it
 	var needed int
@@ -77,25 +84,28 @@ func readDevices(r io.Reader) ([]api.NewDevice, error) {
 		case h == "id", h == "product":
 			needed++
 		case h == "hardware", h == "groups", isLabel && key != "":
+		case extra != nil && extra(h):
+		case extra != nil:
+			return usagef("the CSV file has a column that is none of id, product, hardware, groups, label:KEY, mac, wifi_ssid, wifi_password, value:NAME")
 		default:
-			return nil, usagef("the CSV file has a column that is none of id, product, hardware, groups, label:KEY")
+			return usagef("the CSV file has a column that is none of id, product, hardware, groups, label:KEY")
 		}
 	}
 	if needed != 2 || len(slices.Compact(slices.Sorted(slices.Values(head)))) != len(head) {
-		return nil, usagef("the CSV file needs the columns id and product, and each column once")
+		return usagef("the CSV file needs the columns id and product, and each column once")
 	}
-	var out []api.NewDevice
+	n := 0
 	for {
-		row, err := c.Read()
+		fields, err := c.Read()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, usagef("the CSV file: %v", err)
+			return usagef("the CSV file: %v", err)
 		}
-		d := api.NewDevice{Labels: api.Labels{}}
+		d, more := api.NewDevice{Labels: api.Labels{}}, map[string]string{}
 		for i, h := range head {
-			switch v := strings.TrimSpace(row[i]); h {
+			switch v := strings.TrimSpace(fields[i]); h {
 			case "id":
 				d.ID = v
 			case "product":
@@ -105,17 +115,20 @@ func readDevices(r io.Reader) ([]api.NewDevice, error) {
 			case "groups":
 				d.Groups = splitGroups(v)
 			default:
-				if v != "" {
-					d.Labels[strings.TrimPrefix(h, "label:")] = v
+				if key, isLabel := strings.CutPrefix(h, "label:"); !isLabel {
+					more[h] = fields[i]
+				} else if v != "" {
+					d.Labels[key] = v
 				}
 			}
 		}
-		out = append(out, d)
+		row(d, more)
+		n++
 	}
-	if len(out) == 0 {
-		return nil, usagef("the CSV file holds no device")
+	if n == 0 {
+		return usagef("the CSV file holds no device")
 	}
-	return out, nil
+	return nil
 }
 
 // splitGroups reads a column of groups, which have a ; between them.

@@ -169,6 +169,9 @@ func New(p Product) (*Plan, error) {
 // Regions returns what is written to flash, by offset.
 func (pl *Plan) Regions() []Region { return pl.regions }
 
+// NVSFile returns the name of the file with the NVS partition.
+func (pl *Plan) NVSFile() string { return fileOf(pl.nvs) }
+
 // Steps returns what is burnt into eFuses, in order. None of it can be undone.
 func (pl *Plan) Steps() []Step { return pl.steps }
 
