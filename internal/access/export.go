@@ -70,15 +70,26 @@ func (x *exporter) begin(tx TrailTx, r Range) error {
 		}
 		r.After = max(r.After, first-1)
 	}
-	if r.After == 0 {
-		return nil
+	if r.After > 0 {
+		e, err := tx.AuditEntry(r.After)
+		if err != nil {
+			return err
+		}
+		x.at = audit.Head{Seq: e.Seq, Hash: e.Hash}
+		if err := x.line(audit.ExportLine{From: &audit.Head{Seq: e.Seq, Hash: e.Hash}}); err != nil {
+			return err
+		}
 	}
-	e, err := tx.AuditEntry(r.After)
+	keys, err := tx.AuditKeys()
 	if err != nil {
 		return err
 	}
-	x.at = audit.Head{Seq: e.Seq, Hash: e.Hash}
-	return x.line(audit.ExportLine{From: &x.at})
+	for i := range keys {
+		if err := x.line(audit.ExportLine{Key: &keys[i]}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // firstSince returns the number of the first entry from a time on; that after the last, if none is. In a trail with holes

@@ -84,6 +84,8 @@ type App struct {
 	reconciled         atomic.Int64 // Unix seconds of the last reconciliation of presence
 	credentials        *credentials
 	expiries           *expiries
+	operators          *access.Access
+	trail              *access.Trail
 }
 
 type listeners struct{ auth, devices, recovery, ops net.Listener }
@@ -244,10 +246,13 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	} else if n > 0 {
 		log.Info("images without a release were removed", "images", n)
 	}
-	operators := access.New(access.Config{
+	a.operators = access.New(access.Config{
 		Update: update(a.store, func(tx *bolt.Tx) access.Tx { return tx }),
 		View:   view(a.store, func(tx *bolt.Tx) access.Tx { return tx }),
 	})
+	if err := a.openTrail([]byte(passphrase)); err != nil {
+		return nil, err
+	}
 	a.intake = uplink.New(a.store.Update, a.handlers(), committed, log)
 	a.pump = downlink.New(downlink.Config{
 		Update:  update(a.store, func(tx *bolt.Tx) downlink.Tx { return tx }),
@@ -259,8 +264,8 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	if err := a.openBrokerAuth(); err != nil {
 		return nil, err
 	}
-	a.keepCertificates(operators.Record)
-	a.expiries.add("tokens", expiringTokens(operators.Tokens))
+	a.keepCertificates(a.operators.Record)
+	a.expiries.add("tokens", expiringTokens(a.operators.Tokens))
 	enrolment := est.New(est.Config{
 		Enroll: a.enroll, Admission: a.index, Identify: devapi.Identify, CACerts: func() [][]byte { return certificatesIn(a.trustPEM(context.Background()), a.cas.clientCAs()) }, Log: log,
 	})
@@ -285,7 +290,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 	}
 	rest, err := httpapi.New(httpapi.Config{
 		Devices: a.inventory, Doors: a.enroll, Certificates: a.enroll, Servers: a.credentials.keeper, Expiries: a.expiries, Recovery: a.recovery, Firmware: a.catalog, Rollouts: a.dispatch,
-		Quarantine: quarantine{a.store}, Operators: operators,
+		Quarantine: quarantine{a.store}, Operators: a.operators, Trail: a.trail,
 		Trust:        func(ctx context.Context) ([]byte, error) { return a.trustPEM(ctx), nil },
 		TrustBundles: a.trust, Rotations: a.rotations, TrustKey: trustKey, Lists: a.lists,
 		Endpoints: api.Endpoints{MQTT: c.Public.MQTT, FallbackMQTT: c.Public.FallbackMQTT, HTTPS: c.Public.HTTPS, RecoveryHTTPS: c.Public.RecoveryHTTPS},
@@ -382,6 +387,9 @@ func (a *App) Addrs() Addrs {
 
 // Start serves. The auth backend comes first, since the broker refuses everybody while it is away, and ends last.
 func (a *App) Start() error {
+	if err := a.startTrail(); err != nil {
+		return err
+	}
 	a.serve("broker auth", func() error { return a.auth.Serve(a.listeners.auth) }, a.auth.Shutdown)
 	a.serve("ops API", func() error { return a.ops.Serve(a.listeners.ops) }, a.ops.Shutdown)
 	a.serve("device API", func() error { return a.devices.Serve(a.listeners.devices) }, a.devices.Shutdown)

@@ -52,7 +52,7 @@ type Made struct {
 // InitOptions say what Init cannot know.
 type InitOptions struct {
 	Names      []string // DNS names and IP addresses under which devices and operators reach this machine
-	CreateKeys bool     // make the keys that pki.device_key and pki.server_key name, in their key manager
+	CreateKeys bool     // make the keys that pki.device_key, pki.server_key and pki.audit_key name, in their key manager
 }
 
 // Init is InitWith for a CA of its own, its keys in files.
@@ -144,10 +144,10 @@ func makeSecrets(c *config.Config) error {
 
 // makeKeys makes the keys of the intermediates that are to be in a key manager, which may give them names of its own.
 func makeKeys(ctx context.Context, c *config.Config, passphrase []byte) error {
-	if c.PKI.DeviceKey == "" && c.PKI.ServerKey == "" {
+	if c.PKI.DeviceKey == "" && c.PKI.ServerKey == "" && c.PKI.AuditKey == "" {
 		return errors.New("--create-keys makes keys in a key manager: name them with --set pki.device_key=… and --set pki.server_key=…")
 	}
-	for key, ref := range map[string]*string{"pki.device_key": &c.PKI.DeviceKey, "pki.server_key": &c.PKI.ServerKey} {
+	for key, ref := range map[string]*string{"pki.device_key": &c.PKI.DeviceKey, "pki.server_key": &c.PKI.ServerKey, "pki.audit_key": &c.PKI.AuditKey} {
 		if *ref == "" {
 			continue
 		}

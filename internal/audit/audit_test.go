@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -132,8 +133,9 @@ func TestAnUntouchedTrailIsIntact(t *testing.T) {
 	want := audit.Verdict{
 		Origin: "here", First: 1, Last: 10, Hash: string(tr.entries[9].Hash), ChainedAt: day, Checkpoints: 2,
 		SignedTo: 8, SignedAt: day.Add(time.Hour), UnsignedAt: tr.entries[8].At,
+		Pinned: true, Keys: ring(t, 0).IDs(), Newest: tr.points[8],
 	}
-	if v != want {
+	if !reflect.DeepEqual(v, want) {
 		t.Errorf("got  %+v\nwant %+v", v, want)
 	}
 }
@@ -278,6 +280,66 @@ func TestAPartIsVerifiable(t *testing.T) {
 	tr.link(2)
 	if _, err = audit.VerifyExport(bytes.NewReader(part(5)), ring(t, 0), nil); err == nil || !strings.Contains(err.Error(), "rewritten") {
 		t.Errorf("another past: %v", err)
+	}
+}
+
+// Without a key of the caller's the signatures are checked with those that the export names, and the verdict says so.
+func TestTheKeysOfTheExportProveOnlyThatItAgreesWithItself(t *testing.T) {
+	tr := record(t, 6, 4)
+	named := func(which ...int) []byte {
+		l := tr.lines()
+		for _, i := range which {
+			k, err := audit.NewKey(keys()[i].Public(), day)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l = slices.Insert(l, 1, audit.ExportLine{Key: &k})
+		}
+		return text(t, l)
+	}
+	v, err := audit.VerifyExport(bytes.NewReader(named(0, 1)), nil, nil)
+	if err != nil || v.Pinned || v.SignedTo != 4 || len(v.Keys) != 2 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if v, err = audit.VerifyExport(bytes.NewReader(named(0, 1)), ring(t, 0), nil); err != nil || !v.Pinned || len(v.Keys) != 1 {
+		t.Errorf("with a key of the caller's: %+v, %v", v, err)
+	}
+	if _, err = audit.VerifyExport(bytes.NewReader(named(1)), nil, nil); err == nil || !strings.Contains(err.Error(), "not among the keys") {
+		t.Errorf("not the key that signed: %v", err)
+	}
+	// Whoever exchanges the key makes all of it anew, and that agrees with itself: only the pinned key shows it.
+	held := audit.Checkpoint{Origin: "here", Seq: 4, Hash: tr.entries[3].Hash, At: day}
+	tr.entries[1].Who = "bob"
+	tr.link(1)
+	tr.sign(t, 4, 1)
+	if v, err = audit.VerifyExport(bytes.NewReader(named(1)), nil, nil); err != nil || v.Pinned {
+		t.Errorf("the key was exchanged: %+v, %v", v, err)
+	}
+	for name, c := range map[string]struct {
+		ring    audit.Keyring
+		witness *audit.Checkpoint
+		fault   audit.Fault
+	}{"a pinned key": {ring(t, 0), nil, audit.Signature}, "a checkpoint that was kept": {nil, &held, audit.Forked}} {
+		_, err := audit.VerifyExport(bytes.NewReader(named(1)), c.ring, c.witness)
+		if b, ok := errors.AsType[*audit.Broken](err); !ok || b.Seq != 4 || b.Fault != c.fault {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wrong, err := audit.NewKey(keys()[0].Public(), day)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong.ID = "x"
+	for name, l := range map[string][]audit.ExportLine{
+		"an id that is not the key's": slices.Insert(tr.lines(), 1, audit.ExportLine{Key: &wrong}),
+		"no key":                      slices.Insert(tr.lines(), 1, audit.ExportLine{Key: &audit.Key{ID: "x", PublicKey: []byte("x")}}),
+		"after the first entry":       slices.Insert(tr.lines(), 2, audit.ExportLine{Key: &wrong}),
+	} {
+		if _, err := audit.VerifyExport(bytes.NewReader(text(t, l)), nil, nil); err == nil {
+			t.Errorf("%s is taken", name)
+		} else if _, ok := errors.AsType[*audit.Unsure](err); !ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -430,6 +492,11 @@ func FuzzVerifyExport(f *testing.F) {
 	f.Add(tr.export(f))
 	f.Add([]byte("{\"genesis\":{\"origin\":\"x\",\"at\":\"2030-01-01T00:00:00Z\"}}\n{\"from\":{\"seq\":18446744073709551615,\"hash\":\"\"}}\n{\"entry\":{\"seq\":0}}\n"))
 	f.Add([]byte("{}\n\n"))
+	named, err := audit.NewKey(keys()[0].Public(), day)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text(f, slices.Insert(tr.lines(), 1, audit.ExportLine{Key: &named})))
 	known := ring(f, 0)
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		v, err := audit.VerifyExport(bytes.NewReader(raw), known, nil)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -16,6 +17,7 @@ import (
 //
 //	{"genesis":{"origin":…,"at":…,"adopted":…}}       first
 //	{"from":{"seq":…,"hash":…}}                       second, if the export does not begin at the first entry: what precedes it
+//	{"key":{"id":…,"public_key":…,"since":…}}         each key that signs checkpoints or once did: whoever made the export says so
 //	{"entry":{"seq":…,…,"prev":…,"hash":…}}           in order
 //	{"checkpoint":"<JWS>"}                            right after the entry that it names
 //	{"end":{"seq":…,"hash":…}}                        last: the stream was not cut short
@@ -27,6 +29,7 @@ const MaxExportLine = 64 << 10
 type ExportLine struct {
 	Genesis    *Genesis `json:"genesis,omitempty"`
 	From       *Head    `json:"from,omitempty"`
+	Key        *Key     `json:"key,omitempty"`
 	Entry      *Entry   `json:"entry,omitempty"`
 	Checkpoint string   `json:"checkpoint,omitempty"`
 	End        *Head    `json:"end,omitempty"`
@@ -43,7 +46,7 @@ func (l ExportLine) Append(b []byte) ([]byte, error) {
 
 func (l ExportLine) members() int {
 	n := 0
-	for _, set := range []bool{l.Genesis != nil, l.From != nil, l.Entry != nil, l.Checkpoint != "", l.End != nil} {
+	for _, set := range []bool{l.Genesis != nil, l.From != nil, l.Key != nil, l.Entry != nil, l.Checkpoint != "", l.End != nil} {
 		if set {
 			n++
 		}
@@ -64,6 +67,9 @@ type Verdict struct {
 	SignedAt    time.Time `json:"signed_at,omitzero"`    // time of that checkpoint
 	UnsignedAt  time.Time `json:"unsigned_at,omitzero"`  // time of the first entry after it
 	WitnessedTo uint64    `json:"witnessed_to,omitzero"` // number of the last entry that the caller's own checkpoint vouches for
+	Pinned      bool      `json:"pinned"`                // the signatures were checked with keys of the caller, not with those that the export names
+	Keys        []string  `json:"keys"`                  // ids of the keys that they were checked with
+	Newest      string    `json:"newest,omitempty"`      // the checkpoint of SignedTo, as it is signed: to be kept
 }
 
 // Unsure is the error of a trail of which neither can be said that it is intact nor that it is broken.
@@ -88,10 +94,13 @@ type Verifier struct {
 	v       Verdict
 }
 
-// NewVerifier returns a Verifier that believes the keys of ring. witness, if not nil, is a checkpoint that the caller has
-// kept and verified: the trail must contain what it vouches for.
+// NewVerifier returns a Verifier that believes the keys of ring; nil are those that the export names, which proves no more
+// than that it agrees with itself. witness, if not nil, is a checkpoint that the caller has kept and verified: the trail must
+// contain what it vouches for.
 func NewVerifier(ring Keyring, witness *Checkpoint) *Verifier {
-	return &Verifier{ring: ring, witness: witness}
+	v := &Verifier{ring: ring, witness: witness}
+	v.v.Pinned, v.v.Keys = ring != nil, ring.IDs()
+	return v
 }
 
 // VerifyExport reads a whole export. The error is a *Broken, an *Unsure, or what r says.
@@ -132,6 +141,8 @@ func (v *Verifier) Line(raw []byte) error {
 		return v.begin(*l.Genesis)
 	case l.From != nil:
 		return v.startAt(*l.From)
+	case l.Key != nil:
+		return v.key(*l.Key)
 	case l.Entry != nil:
 		return v.entry(*l.Entry)
 	case l.Checkpoint != "":
@@ -161,6 +172,28 @@ func (v *Verifier) startAt(h Head) error {
 	}
 	v.head, v.from, v.v.First = h, h.Seq, h.Seq+1
 	return v.look()
+}
+
+// maxKeys is how many keys of its own an export may name.
+const maxKeys = 1000
+
+func (v *Verifier) key(k Key) error {
+	if v.head.Seq != v.from || len(v.ring) > maxKeys {
+		return unsure("line %d: keys stand before the first entry, and are at most %d", v.line, maxKeys)
+	}
+	if v.v.Pinned {
+		return nil
+	}
+	ring, err := ParseKeyring(k.PEM())
+	if err != nil || ring[k.ID] == nil {
+		return unsure("line %d is not a public key with its id", v.line)
+	}
+	if v.ring == nil {
+		v.ring = Keyring{}
+	}
+	maps.Copy(v.ring, ring)
+	v.v.Keys = v.ring.IDs()
+	return nil
 }
 
 func (v *Verifier) entry(e Entry) error {
@@ -209,6 +242,7 @@ func (v *Verifier) checkpoint(text string) error {
 	v.v.Checkpoints++
 	if v.ring != nil {
 		v.signed(c)
+		v.v.Newest = text
 	}
 	return nil
 }

@@ -85,6 +85,7 @@ type PKI struct {
 	PassphraseFile string `koanf:"passphrase_file"`
 	DeviceKey      string `koanf:"device_key"` // URI in a key manager; empty: an encrypted file in Dir
 	ServerKey      string `koanf:"server_key"`
+	AuditKey       string `koanf:"audit_key"` // that signs checkpoints of the audit trail; likewise
 }
 
 // Certificates is the policy of device certificates.

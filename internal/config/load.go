@@ -243,6 +243,7 @@ func (c *Config) validate() Errors {
 	say(c.Broker.MQTTPort != c.Broker.FallbackPort, "broker.fallback_port", "must differ from broker.mqtt_port: the port decides the vhost")
 	say(c.Broker.FleetSize >= 1 && c.Broker.FleetSize <= 10_000_000, "broker.fleet_size", "wants 1 to 10000000 devices")
 	say(c.PKI.DeviceKey == "" || c.PKI.DeviceKey != c.PKI.ServerKey, "pki.server_key", "must differ from pki.device_key: each intermediate has a key of its own")
+	say(c.PKI.AuditKey == "" || c.PKI.AuditKey != c.PKI.DeviceKey && c.PKI.AuditKey != c.PKI.ServerKey, "pki.audit_key", "must differ from the keys of the CA: it has one purpose")
 	between(c.Certificates.MinLifetime, time.Second, 10*365*24*time.Hour, "certificates.min_lifetime")
 	between(c.Certificates.Lifetime, c.Certificates.MinLifetime, 10*365*24*time.Hour, "certificates.lifetime")
 	between(c.Certificates.Grace, 0, 365*24*time.Hour, "certificates.grace")

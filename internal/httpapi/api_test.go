@@ -546,6 +546,7 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("importDevices", "POST", "/device-imports", api.DeviceImport{Devices: []api.NewDevice{{ID: "n2", Product: "lamp"}}})
 	do("updateDevices", "POST", "/devices/bulk-update", `{"devices":["n1"],"join":["early"]}`)
 	delete(left, "previewTarget") // changes nothing
+	do("makeCheckpoint", "POST", "/audit/checkpoints", nil)
 	do("updateDevice", "PATCH", "/devices/n1", `{"hardware":"b"}`)
 	do("disableDevice", "POST", "/devices/n1/disable", nil)
 	do("removeDevice", "DELETE", "/devices/n2", nil)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"muster/internal/access"
+	"muster/internal/audit"
 	"muster/internal/dispatch"
 	"muster/internal/enroll"
 	"muster/internal/expiry"
@@ -186,6 +187,15 @@ type (
 		Quarantined(ctx context.Context, after uint64, limit int) ([]uplink.Quarantined, error)
 		QuarantinedOne(ctx context.Context, seq uint64) (uplink.Quarantined, error)
 		DropQuarantined(ctx context.Context, at time.Time, seq uint64, by string) error
+	}
+
+	// Trail is access.Trail: the audit trail as a document that proves itself.
+	Trail interface {
+		// Export emits pieces of whole lines.
+		Export(ctx context.Context, r access.Range, emit func([]byte) error) error
+		Checkpoints(ctx context.Context, after uint64, limit int) ([]audit.SignedCheckpoint, error)
+		Checkpoint(ctx context.Context, at time.Time, by string) (audit.SignedCheckpoint, error)
+		Keys(ctx context.Context) ([]audit.Key, error)
 	}
 
 	// Operators is access.Access.

@@ -35,6 +35,7 @@ type Config struct {
 	Rollouts     Rollouts
 	Quarantine   Quarantine
 	Operators    Operators
+	Trail        Trail
 
 	Trust     func(context.Context) ([]byte, error) // the root certificates that devices need, PEM
 	TrustKey  *ecdsa.PublicKey                      // by which devices check new trust bundles
@@ -64,7 +65,8 @@ type Server struct {
 
 	previews   chan struct{}   // one for each dry run
 	streams    chan struct{}   // one for each event stream
-	ended      context.Context // of all event streams
+	exports    chan struct{}   // one for each download
+	ended      context.Context // of all event streams and downloads
 	endStreams context.CancelFunc
 }
 
@@ -74,7 +76,7 @@ func New(c Config) (*Server, error) { return newServer(c, operations) }
 func newServer(c Config, ops []operation) (*Server, error) {
 	for name, missing := range map[string]bool{
 		"Devices": c.Devices == nil, "Doors": c.Doors == nil, "Certificates": c.Certificates == nil, "Servers": c.Servers == nil, "Expiries": c.Expiries == nil, "Recovery": c.Recovery == nil,
-		"Firmware": c.Firmware == nil, "Rollouts": c.Rollouts == nil, "Quarantine": c.Quarantine == nil, "Operators": c.Operators == nil,
+		"Firmware": c.Firmware == nil, "Rollouts": c.Rollouts == nil, "Quarantine": c.Quarantine == nil, "Operators": c.Operators == nil, "Trail": c.Trail == nil,
 		"Trust": c.Trust == nil, "TrustKey": c.TrustKey == nil, "TrustBundles": c.TrustBundles == nil, "Lists": c.Lists == nil, "Log": c.Log == nil, "MaxImage": c.MaxImage <= 0,
 	} {
 		if missing {
@@ -88,7 +90,7 @@ func newServer(c Config, ops []operation) (*Server, error) {
 	if len(c.CursorKey) < 16 {
 		return nil, errors.New("httpapi: Config.CursorKey has fewer than 16 bytes")
 	}
-	s := &Server{c: c, cursors: cursors{c.CursorKey}, now: time.Now, previews: make(chan struct{}, maxPreviews), streams: make(chan struct{}, maxStreams)}
+	s := &Server{c: c, cursors: cursors{c.CursorKey}, now: time.Now, previews: make(chan struct{}, maxPreviews), streams: make(chan struct{}, maxStreams), exports: make(chan struct{}, maxExports)}
 	s.ended, s.endStreams = context.WithCancel(context.Background())
 	s.echo = echo.New()
 	s.echo.HTTPErrorHandler = func(err error, e echo.Context) { s.fail(e, err) }
@@ -135,7 +137,7 @@ const (
 )
 
 // HTTPServer returns the http.Server for h with its limits set. The caller gives it a TLS listener. If h is a Server,
-// Shutdown ends its event streams.
+// Shutdown ends its event streams and downloads.
 func HTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	srv := &http.Server{
 		Handler: h, MaxHeaderBytes: MaxHeaderBytes, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: readTimeout,
@@ -184,6 +186,8 @@ func (s *Server) serve(op *operation) echo.HandlerFunc {
 			return e.Blob(a.status, produces, body)
 		case stream:
 			return s.pour(c, body)
+		case download:
+			return s.send(c, produces, body)
 		default:
 			writeJSON(e, s.c.Log, a.status, produces, body)
 			return nil

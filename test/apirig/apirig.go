@@ -48,6 +48,8 @@ const MaxImage = 1 << 20
 type Rig struct {
 	DB          *bolt.DB
 	Access      *access.Access
+	Trail       *access.Trail
+	AuditKey    *ecdsa.PrivateKey // signs checkpoints
 	Enroll      *enroll.Enroller
 	Rollouts    *dispatch.Dispatcher
 	Config      httpapi.Config
@@ -85,6 +87,16 @@ func New(t testing.TB) *Rig {
 	r := &Rig{DB: db, Tokens: map[access.Role]string{}, Log: &Log{}}
 	log := slog.New(slog.NewTextHandler(r.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.Access = access.New(access.Config{Update: Use[access.Tx](db.Update), View: Use[access.Tx](db.View)})
+	if r.AuditKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	r.Trail, err = access.NewTrail(access.TrailConfig{Update: Use[access.TrailTx](db.Update), View: Use[access.TrailTx](db.View), Signer: r.AuditKey, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Trail.Register(context.Background(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	r.Enroll, err = enroll.New(enroll.Config{
 		Update: Use[enroll.Tx](db.Update), View: Use[enroll.Tx](db.View), Authority: authority, Sessions: nobody{}, Log: log,
 	})
@@ -136,7 +148,7 @@ func New(t testing.TB) *Rig {
 	r.Config = httpapi.Config{
 		Servers: servers, Expiries: table,
 		Devices: inventory.New(inventory.Config{Update: Use[inventory.Tx](db.Update), View: Use[inventory.Tx](db.View)}),
-		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access,
+		Doors:   r.Enroll, Certificates: r.Enroll, Recovery: rec, Rollouts: r.Rollouts, Quarantine: Quarantine{db}, Operators: r.Access, Trail: r.Trail,
 		TrustBundles: bundles, Rotations: rotations, TrustKey: &r.TrustKey.PublicKey, Lists: lists,
 		Firmware:  ota.New(ota.Config{Update: Use[ota.Tx](db.Update), View: Use[ota.Tx](db.View), Images: images, MaxImage: MaxImage}),
 		Trust:     func(context.Context) ([]byte, error) { return r.Trust, nil },
