@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -93,7 +92,7 @@ identity of that recipient opens them (muster device decrypt-nvs). Without, they
 	fl.BoolVar(&f.keepDownload, "keep-download", false, "leave the chip's download mode open (not for devices that leave the house)")
 	fl.StringArrayVar(&f.recipients, "recipient", nil, "age recipient (age1...) who can open the escrow; may be repeated")
 	fl.StringVar(&f.recipientsFile, "recipients-file", "", "file with recipients, one a line")
-	fl.StringArrayVar(&f.releaseKeys, "release-key", nil, "public key, PEM, of which the device takes releases; default: those of the product that are registered; at most two")
+	fl.StringArrayVar(&f.releaseKeys, "release-key", nil, "public key, PEM: the device takes releases that it signed, and no others, for ever; at most two")
 	fl.BoolVar(&f.csr, "csr", false, "the device makes its key itself: no key and certificate, but the passwords with which it asks for its first")
 	fl.StringVar(&f.enrolFor, "enrol-for", "720h", "with --csr: how long the password for the first certificate works, 1m to 2160h")
 	fl.StringVar(&f.lifetime, "lifetime", "", "how long the certificate is good, if shorter than the policy says")
@@ -359,28 +358,7 @@ func (l *line) fetch(ctx context.Context) error {
 		return err
 	}
 	l.bundle = bundle.Signed
-	if err := l.checkBootKeys(ctx); err != nil {
-		return err
-	}
-	if l.relKeys != "" {
-		return nil
-	}
-	keys, err := client.Read[api.SigningKeyList](c.ListSigningKeys(ctx))
-	if err != nil {
-		return err
-	}
-	l.relKeys = releaseKeys(keys.Items, l.devices[0].Product)
-	return nil
-}
-
-// releaseKeys returns the newest keys that sign releases of a product, PEM. A device that has any takes nothing else.
-func releaseKeys(all []api.SigningKey, product string) (text string) {
-	all = slices.DeleteFunc(slices.Clone(all), func(k api.SigningKey) bool { return k.Revoked || k.Product != "" && k.Product != product })
-	slices.SortFunc(all, func(x, y api.SigningKey) int { return y.AddedAt.Compare(x.AddedAt) })
-	for _, k := range all[:min(len(all), maxReleaseKeys)] {
-		text += strings.TrimSpace(k.PublicKey) + "\n"
-	}
-	return text
+	return l.checkBootKeys(ctx)
 }
 
 // checkBootKeys demands that a key which is burnt for good is one of the product's, if the product has any.
@@ -404,6 +382,3 @@ func (l *line) checkBootKeys(ctx context.Context) error {
 	}
 	return nil
 }
-
-// newSecrets makes keys of the plan; a variable so that nothing but crypto/rand is ever named elsewhere.
-func (l *line) newSecrets() (provision.Secrets, error) { return l.plan.NewSecrets(rand.Reader) }

@@ -232,7 +232,7 @@ func (l *line) secrets(ctx context.Context, u unit) (s deviceSecrets, fresh bool
 
 // complete makes the keys that are missing: all of them at first, and later those that other flags ask for.
 func (l *line) complete(s *deviceSecrets) (changed bool, err error) {
-	more, err := l.newSecrets()
+	more, err := l.plan.NewSecrets(rand.Reader)
 	if err != nil {
 		return false, err
 	}

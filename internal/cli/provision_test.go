@@ -99,7 +99,7 @@ func TestFactory(t *testing.T) {
 	one := f.stored("lamp-1")
 	for k, want := range map[string]string{
 		"muster:id": "lamp-1", "muster:mqtt": "broker.example.com:8883", "muster:fb_mqtt": "broker.example.com:8884", "muster:https": "muster.example.com:8443",
-		"muster:rec_https": "muster.example.com:8444", "muster:roots": string(f.Trust), "muster:wifi_ssid": "hall", "muster:wifi_pw": `pass, "word"`,
+		"muster:rec_https": "muster.example.com:8444", "muster:roots": string(f.Trust), "muster:wifi_ssid": "hall", "muster:wifi_psk": `pass, "word"`,
 		"user:site": "berlin", "user:colour": "7", "user:name": "lamp lamp-1",
 	} {
 		if one[k] != want {
@@ -142,7 +142,7 @@ func TestFactory(t *testing.T) {
 func (f *factory) nothingInTheClear(id string, entries map[string]string) {
 	f.t.Helper()
 	block, _ := pem.Decode([]byte(entries["muster:key"]))
-	for _, secret := range []string{entries["muster:fb_pw"], entries["muster:wifi_pw"], strings.Split(entries["muster:key"], "\n")[1], string(block.Bytes[36:60])} {
+	for _, secret := range []string{entries["muster:fb_pw"], entries["muster:wifi_psk"], strings.Split(entries["muster:key"], "\n")[1], string(block.Bytes[36:60])} {
 		if strings.Contains(f.Log.String(), secret) {
 			f.t.Error("the log holds a secret")
 		}

@@ -2,6 +2,9 @@ package provision
 
 import (
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"muster/internal/esp"
 	"muster/internal/esp/flashcrypt"
@@ -112,9 +115,16 @@ func (r Record) cipher() (*flashcrypt.Cipher, error) {
 	return flashcrypt.New(r.FlashCipher, r.FlashKey)
 }
 
+func printable(s string) bool {
+	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' })
+}
+
 // Value returns an entry's value for people, hidden unless it is public or show is set.
 func Value(e nvs.Entry, show bool) (text string, hidden bool) {
 	if show || Public(e.Namespace, e.Key) {
+		if text := strings.TrimRight(string(e.Data), "\x00"); e.Type == nvs.Blob && printable(text) {
+			return text, false // long texts, and trust bundles
+		}
 		return e.Text(), false
 	}
 	if len(e.Data) > 0 {

@@ -15,8 +15,8 @@ import (
 // Namespace is the NVS namespace of what muster gives a device, and the device keeps for muster.
 const Namespace = "muster"
 
-// Keys in Namespace that the factory writes, all strings: text, or PEM. They are those of the example client
-// (docs/examples/platformio). A text that is too long for an NVS string is a blob with a final NUL.
+// Keys in Namespace that the factory writes, all but the bundle strings: text, or PEM. They are those of the example client
+// (docs/esp32.md, "What is in NVS"). A text that is too long for an NVS string is a blob with a final NUL.
 const (
 	KeyID            = "id"
 	KeyMQTT          = "mqtt"      // host:port
@@ -25,14 +25,14 @@ const (
 	KeyRecoveryHTTPS = "rec_https" // host:port
 	KeyRoots         = "roots"     // certificates
 	KeyTrustKey      = "trust_key" // public key by which new trust bundles are checked
-	KeyBundle        = "bundle"    // the trust bundle in force, a compact JWS
+	KeyBundle        = "bundle"    // the trust bundle in force, a compact JWS; a blob, because the device will write newer ones as such
 	KeyReleaseKeys   = "rel_keys"  // public keys that sign releases, up to two
 	KeyCert          = "cert"      // leaf and intermediate
 	KeyKey           = "key"       // of the certificate, PKCS #8
 	KeyPassword      = "fb_pw"     // for the fallback
 	KeyEnrolPassword = "enrol_pw"  // for the first certificate by EST, once
 	KeyWiFiSSID      = "wifi_ssid"
-	KeyWiFiPassword  = "wifi_pw"
+	KeyWiFiPassword  = "wifi_psk"
 )
 
 // open are the keys in Namespace whose values are no secrets.
@@ -70,6 +70,8 @@ func (i Identity) Entries() []nvs.Entry {
 	} {
 		switch {
 		case e.text == "":
+		case e.key == KeyBundle:
+			out = append(out, nvs.NewBlob(Namespace, e.key, []byte(e.text)))
 		case len(e.text) > nvs.MaxString:
 			out = append(out, nvs.NewBlob(Namespace, e.key, append([]byte(e.text), 0)))
 		default:
