@@ -93,7 +93,7 @@ var Table = map[string]Row{
 	"api":                {Edge, nil, "generated from the contract"},
 	"configs":            {Edge, nil, "the commented settings, embedded for init"},
 	"internal/client":    {Edge, []string{"api", "internal/fleet"}, "speaks only REST"},
-	"internal/signing":   {Edge, []string{"internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki"}, "keys and signatures on the operator's own machine"},
+	"internal/signing":   {Edge, []string{"internal/ca/keystore", "internal/esp", "internal/esp/image", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki"}, "keys and signatures on the operator's own machine"},
 	"internal/escrow":    {Edge, []string{"internal/fleet", "internal/provision"}, "what operators keep of devices, sealed by age; on their own machines only"},
 	"internal/cli":       {Edge, []string{"api", "internal/audit", "internal/ca/ceremony", "internal/ca/keystore", "internal/client", "internal/escrow", "internal/esp", "internal/esp/image", "internal/esp/nvs", "internal/esp/partition", "internal/esp/secureboot", "internal/firmware", "internal/firmware/espapp", "internal/fleet", "internal/pki", "internal/provision", "internal/signing"}, "the ops CLI: REST, and what works offline"},
 	"internal/simdev":    {Edge, []string{"internal/fleet", "internal/pki", "internal/wire"}, "a device knows only what reached it over the wire; reads trust bundles as one would"},

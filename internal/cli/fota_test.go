@@ -36,7 +36,7 @@ func TestSignForESP32FOTA(t *testing.T) {
 	d.fails(2, "no signature of this image", "firmware", "sign", image+".x", "--esp32fota-signature", made, "--esp32fota-public-key", public)
 
 	d.run(sign("--force", "--key", key, "--product", "lamp", "--version", "1.0.0", "--esp32fota-signature", made, "--esp32fota-public-key", public)...)
-	has(t, d.run("firmware", "upload", image), "published lamp 1.0.0", "behind a signature by key")
+	has(t, d.run("firmware", "upload", image, "--burn-secure-version"), "published lamp 1.0.0", "behind a signature by key")
 	has(t, d.run("firmware", "show", "lamp", "1.0.0"), "esp32FOTA key")
 	has(t, d.run("firmware", "esp32fota", "lamp", "1.0.0", "--off"), "as it is")
 	d.fails(2, "--off alone", "firmware", "esp32fota", "lamp", "1.0.0")
@@ -44,7 +44,7 @@ func TestSignForESP32FOTA(t *testing.T) {
 	has(t, d.run("firmware", "esp32fota", "lamp", "1.0.0", "--signature", image+".esp32fota"), "behind a signature")
 
 	// The image as it goes out is what is signed: with its Secure Boot signature.
-	next := d.file("next.bin", string(espfile.App{Chip: 0x09}.Bytes(t)))
+	next := d.file("next.bin", string(espfile.App{Chip: 0x09, SecureVersion: 3}.Bytes(t)))
 	d.run("firmware", "sign", next, "--secure-boot", boot, "--key", key, "--product", "lamp", "--version", "1.1.0", "--esp32fota", boot)
 	signed := filepath.Join(d.dir, "next.signed.bin")
 	if _, err := signing.ReadFOTA(signed + ".esp32fota"); err != nil {

@@ -91,7 +91,8 @@ a flag that says something else is an error. Of any other file the flags alone t
 With --secure-boot, a Secure Boot v2 signature sector is appended first: the signed image goes to a new file (IMAGE is not
 changed, and nothing is overwritten), and the manifest is that of the signed image. Without --key only the sector is made.
 
-A key that cannot leave its hardware module signs in two steps:
+Keys are files in PEM, or URIs of a key manager: pkcs11:token=…;object=…?pin-source=FILE (a muster made by make pkcs11), awskms:,
+cloudkms: and azurekms: (built with -tags awskms and so on). One whose module has no such way signs in two steps:
   muster firmware sign app.bin --secure-boot-request digest.bin --public-key hsm.pub.pem
   (the module signs the digest in digest.bin)
   muster firmware sign app.bin --secure-boot-signature digest.bin.sig --public-key hsm.pub.pem --key release.pem ...
@@ -106,7 +107,7 @@ func (a *app) firmwareSign() *cobra.Command {
 		Long: signLong,
 	}
 	f := c.Flags()
-	f.StringVar(&o.key, "key", "", "file with the private key of the release")
+	f.StringVar(&o.key, "key", "", "file with the private key of the release, or the URI of a key manager")
 	f.StringVar(&o.pass, "passphrase-file", "", "file with the passphrase of the key, or - for standard input")
 	f.StringVar(&o.product, "product", "", "product line that the image is for")
 	f.StringVar(&o.version, "version", "", "semantic version of the image")
@@ -118,13 +119,13 @@ func (a *app) firmwareSign() *cobra.Command {
 	f.StringVar(&o.hash, "image-hash", "", "hash by which a running image names itself; without: the SHA-256 of a file that is no ESP32 image")
 	f.StringVar(&o.order.Out, "out", "", "file for the signed manifest")
 	f.BoolVar(&o.order.Replace, "force", false, "replace the signed manifest if it exists")
-	f.StringArrayVar(&o.bootKeys, "secure-boot", nil, "sign for Secure Boot v2 with the private key in this file: RSA-3072, EC P-256 or P-384 (up to three times)")
+	f.StringArrayVar(&o.bootKeys, "secure-boot", nil, "sign for Secure Boot v2 with the private key in this file, or of this URI: RSA-3072, EC P-256 or P-384 (up to three times)")
 	f.StringVar(&o.bootPass, "secure-boot-passphrase-file", "", "file with the passphrase of the Secure Boot keys, or - for standard input")
 	f.StringArrayVar(&o.signatures, "secure-boot-signature", nil, "take a Secure Boot signature that was made elsewhere, by the --public-key in the same place")
 	f.StringArrayVar(&o.publics, "public-key", nil, "file with the public half of a Secure Boot key")
 	f.StringVar(&o.request, "secure-boot-request", "", "only write what --public-key must sign to this file")
 	f.StringVar(&o.signedOut, "signed", "", "file for the signed image; without: IMAGE with .signed before its ending")
-	f.StringVar(&o.fotaKey, "esp32fota", "", "sign for esp32FOTA with the private key in this file: RSA of 2048, 3072 or 4096 bits")
+	f.StringVar(&o.fotaKey, "esp32fota", "", "sign for esp32FOTA with the private key in this file, or of this URI: RSA of 2048, 3072 or 4096 bits")
 	f.StringVar(&o.fotaPass, "esp32fota-passphrase-file", "", "file with the passphrase of the esp32FOTA key, or - for standard input")
 	f.StringVar(&o.fotaSignature, "esp32fota-signature", "", "take the esp32FOTA signature in this file")
 	f.StringVar(&o.fotaPublic, "esp32fota-public-key", "", "file with the public key of --esp32fota-signature")

@@ -32,8 +32,8 @@ type FOTASigned struct {
 	Key   fleet.Hash `json:"key"`
 }
 
-// LoadFOTAKey reads a private key that signs for esp32FOTA: RSA of 2048, 3072 or 4096 bits, in PEM. passphrase is called
-// only if the key is encrypted. A file that others may read is refused.
+// LoadFOTAKey reads a private key that signs for esp32FOTA: RSA of 2048, 3072 or 4096 bits, in PEM or in a key manager. passphrase is
+// called only if the key is encrypted. A file that others may read is refused.
 func LoadFOTAKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, error) {
 	key, err := loadPrivate(path, "esp32FOTA key", passphrase)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // LoadSecureBootKey reads a private key that signs for Secure Boot v2: RSA-3072, EC P-256 or P-384, in PEM, as espsecure
-// and openssl write it. passphrase is called only if the key is encrypted. A file that others may read is refused.
+// and openssl write it, or as the URI of a key manager. passphrase is called only if the key is encrypted. A file that others may read is refused.
 func LoadSecureBootKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, error) {
 	key, err := loadPrivate(path, "Secure Boot key", passphrase)
 	if err != nil {

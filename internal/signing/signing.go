@@ -21,6 +21,7 @@ import (
 
 	"go.step.sm/crypto/pemutil"
 
+	"muster/internal/ca/keystore"
 	"muster/internal/esp"
 	"muster/internal/esp/image"
 	"muster/internal/firmware"
@@ -70,22 +71,33 @@ func Keygen(path string, passphrase []byte) (Keypair, error) {
 	return pair, nil
 }
 
-// LoadKey reads the private key of a release in path. passphrase is called only if the key is encrypted. A file that
+// LoadKey reads the private key of a release in path, or opens it in a key manager if path is a URI. passphrase is called only if the key is encrypted. A file that
 // others may read is refused: the key in it must be taken as known.
 func LoadKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, error) {
 	key, err := loadPrivate(path, "release key", passphrase)
 	if err != nil {
 		return nil, err
 	}
-	signer, ok := key.(*ecdsa.PrivateKey)
-	if !ok || signer.Curve != elliptic.P256() {
-		return nil, fleet.Errorf(fleet.Unprocessable, "%s is not an EC P-256 key; make one with: muster firmware keygen", path)
+	signer, ok := key.(crypto.Signer)
+	if ok {
+		var pub *ecdsa.PublicKey
+		pub, ok = signer.Public().(*ecdsa.PublicKey)
+		ok = ok && pub.Curve == elliptic.P256()
+	}
+	if !ok {
+		return nil, fleet.Errorf(fleet.Unprocessable, "%s is not an EC P-256 key; make one with: muster firmware keygen", keystore.Show(path))
 	}
 	return signer, nil
 }
 
-// loadPrivate reads the private key in path, in any PEM form, and calls it what in errors.
+// loadPrivate reads the private key in path, in any PEM form, or opens the one that path names as the URI of a key manager.
+// It calls it what in errors.
 func loadPrivate(path, what string, passphrase func() ([]byte, error)) (any, error) {
+	if file := fileOf(path); file != "" {
+		path = file
+	} else if inManager(path) {
+		return openManaged(path, what)
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fileError(err, "read the %s %s", what, path)

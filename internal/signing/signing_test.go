@@ -1,6 +1,8 @@
 package signing
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"errors"
 	"os"
@@ -195,5 +197,31 @@ func TestSignRefuses(t *testing.T) {
 	long := write(t, "m", strings.Repeat("a", firmware.MaxJWS+10))
 	if _, err := ReadManifest(long); !fleet.Is(err, fleet.TooLarge) {
 		t.Error(err)
+	}
+}
+
+// A key may be named by a URI: of a file, or of a key manager that this program was not built with.
+func TestKeysByURI(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key.pem")
+	if _, err := Keygen(key, nil); err != nil {
+		t.Fatal(err)
+	}
+	want, err := LoadKey(key, never)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"softkms:" + key, "softkms:path=" + key} {
+		if got, err := LoadKey(ref, never); err != nil || !want.Public().(*ecdsa.PublicKey).Equal(got.Public()) {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	for _, load := range []func(string, func() ([]byte, error)) (crypto.Signer, error){LoadKey, LoadSecureBootKey, LoadFOTAKey} {
+		_, err := load("pkcs11:token=t;object=o?pin-value=1234", never)
+		if !fleet.Is(err, fleet.Invalid) || !strings.Contains(err.Error(), "make pkcs11") || strings.Contains(err.Error(), "1234") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if _, err := LoadKey("no-such:file", never); !fleet.Is(err, fleet.NotFound) {
+		t.Errorf("a file whose name has a colon: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -25,6 +26,8 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+
+	"muster/test/espfile"
 )
 
 const pin = "73519246"
@@ -321,6 +324,51 @@ func TestKeysInAToken(t *testing.T) {
 	run(t, "openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", h.path("d.key"), "-subj", "/CN=d", "-out", h.path("d.csr"))
 	run(t, muster, "ca", "root", "sign", "--root", root, "--csr", h.path("d.csr"), "--profile", "device-ca", "--out", h.path("d.crt"), "--yes")
 	run(t, "openssl", "verify", "-x509_strict", "-CAfile", filepath.Join(root, "root.crt"), h.path("d.crt"))
+	h.signFirmware(muster)
+}
+
+// signFirmware has a release, an image for Secure Boot and one for esp32FOTA signed by keys in the token, of a file that is
+// deleted before. muster and openssl verify it.
+func (h *hsm) signFirmware(muster string) {
+	t := h.t
+	image := h.path("app.bin")
+	write(t, image, string(espfile.App{Chip: 0x09}.Bytes(t)))
+	put := func(id, object string, generate ...string) {
+		t.Helper()
+		key := h.path("import.pem")
+		run(t, "openssl", append([]string{"genpkey", "-quiet", "-out", key}, generate...)...)
+		run(t, "openssl", "pkey", "-in", key, "-pubout", "-out", h.path(object+".pub.pem"))
+		run(t, "softhsm2-util", "--import", key, "--token", "muster", "--label", object, "--id", id, "--pin", pin)
+		if err := os.Remove(key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("04", "release", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+	put("05", "boot", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072")
+	run(t, muster, "firmware", "sign", image, "--key", h.uri("04", "release"), "--secure-boot", h.uri("05", "boot"), "--esp32fota", h.uri("05", "boot"), "--product", "lamp", "--version", "1.0.0")
+	signed := h.path("app.signed.bin")
+	if out := run(t, muster, "firmware", "inspect", signed, "--key", h.path("release.pub.pem")); !strings.Contains(out, "rsa-3072") || !strings.Contains(out, "valid") {
+		t.Error(out)
+	}
+	var fota struct {
+		Signature string `json:"signature"`
+	}
+	text, err := os.ReadFile(signed + ".esp32fota")
+	if err == nil {
+		err = json.Unmarshal(text, &fota)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := base64.StdEncoding.DecodeString(fota.Signature)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, h.path("fota.sign"), string(raw))
+	run(t, "openssl", "dgst", "-sha256", "-verify", h.path("boot.pub.pem"), "-signature", h.path("fota.sign"), signed)
+	if out := fails(t, 3, muster, "firmware", "sign", image, "--key", h.uri("09", "none"), "--product", "lamp", "--version", "1.0.0"); !strings.Contains(out, "release key") || strings.Contains(out, pin) {
+		t.Errorf("a key that is not there: %s", out)
+	}
 }
 
 // verify has openssl look at a certificate that was signed in the token.
