@@ -50,6 +50,7 @@ func TestSignForESP32FOTA(t *testing.T) {
 	if _, err := signing.ReadFOTA(signed + ".esp32fota"); err != nil {
 		t.Error(err)
 	}
-	d.fails(5, "esp32fota", "firmware", "upload", signed) // another key than 1.0.0: published, and not signed
+	d.fails(5, "--new-key", "firmware", "upload", signed) // another key than that of 1.0.0
+	has(t, d.run("firmware", "show", "lamp", "1.1.0"), "1.1.0")
 	has(t, d.run("firmware", "esp32fota", "lamp", "1.1.0", "--signature", signed+".esp32fota", "--new-key"), "behind a signature")
 }

@@ -94,7 +94,9 @@ IMAGE.esp32fota, if there is one, or --esp32fota is the signature that esp32FOTA
 		rel, created, err := a.client.Upload(ctx, p, f, fi.Size(), m.set)
 		m.end()
 		if err == nil && before != nil {
-			rel, err = client.Read[api.Release](a.client.SetESP32FOTA(ctx, rel.Product, rel.Version, *before))
+			if rel, err = client.Read[api.Release](a.client.SetESP32FOTA(ctx, rel.Product, rel.Version, *before)); err != nil {
+				a.ui.note("the release is published, but without its signature for esp32FOTA: see muster firmware esp32fota")
+			}
 		}
 		if err != nil {
 			return err

@@ -76,7 +76,7 @@ func sameFOTAKey(tx Tx, rel firmware.Release, key fleet.Hash) error {
 	for _, r := range all {
 		if r.Version != rel.Version && r.FOTA.Key != "" && r.FOTA.Key != key {
 			return fleet.Coded(fleet.Conflict, "esp32fota_other_key",
-				"%s %s is signed for esp32FOTA by key %s, this by %s: sketches that hold the other key would refuse it; say so if that is meant", r.Product, r.Version, r.FOTA.Key, key)
+				"%s %s is signed for esp32FOTA by key %s, this by %s: sketches that hold the other key would refuse it; if that is meant, give it with new_key (muster firmware esp32fota --new-key)", r.Product, r.Version, r.FOTA.Key, key)
 		}
 		if r.Version != rel.Version && r.FOTA.Key == key {
 			return nil
