@@ -423,8 +423,9 @@ func (r *Rotator) followed(ctx context.Context, rot pki.Rotation, list []pki.Rot
 
 // behind reports whether a door does not do yet what rot's state brings.
 func behind(p pki.Proof, rot pki.Rotation, issuer string) bool {
-	if rot.State == pki.RotationRemoved && rot.Kind == pki.RotateRoot && p.Client == rot.From {
-		return p.Refused == ""
+	if rot.State == pki.RotationRemoved && p.Client == rot.From {
+		// By the root that stays, RabbitMQ still believes a device CA that is gone; the login is refused.
+		return p.Refused == "" && rot.Kind == pki.RotateRoot
 	}
 	return !p.OK() || !p.Foreign && p.Issuer != issuer
 }
