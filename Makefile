@@ -45,7 +45,7 @@ lint: ## gofmt, go vet, staticcheck and govulncheck
 	@test/lint.sh
 
 bench: tools ## measure; a line `ratio <name> <value> aim <aim>` for each (docs/performance.md)
-	@for b in auth uplink issue renew revoke ota rollout esp; do echo "== $$b"; $(GO) run ./test/bench/$$b || exit 1; done
+	@for b in auth uplink issue renew revoke ota rollout esp provision; do echo "== $$b"; $(GO) run ./test/bench/$$b || exit 1; done
 
 fuzz: ## fuzz every target for FUZZTIME (30s) each
 	@test/fuzz.sh $(FUZZTIME)
