@@ -293,7 +293,8 @@ func brokerConfigCommand(s *settings, out io.Writer) *cobra.Command {
 		Use: "broker-config", Short: "render RabbitMQ's whole configuration from the settings", Args: noArgs,
 		Long: "Renders rabbitmq.conf, advanced.config, enabled_plugins and definitions.json. Run RabbitMQ with\n" +
 			"RABBITMQ_CONFIG_FILE, RABBITMQ_ADVANCED_CONFIG_FILE and RABBITMQ_ENABLED_PLUGINS_FILE pointing at them, and\n" +
-			"restart it after a change.",
+			"restart it after a change. RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=\"-ssl ssl_pem_cache_clean 2000\" has it\n" +
+			"take over renewed certificates within seconds.",
 		RunE: func(*cobra.Command, []string) error {
 			c, err := s.load()
 			if err != nil {

@@ -91,7 +91,7 @@ func (a *app) rotationList() *cobra.Command {
 func (a *app) rotationShow() *cobra.Command {
 	return a.online(&cobra.Command{
 		Use: "show ID", Short: "show a rotation, and what stands against its next step", Args: cobra.ExactArgs(1),
-		Long: "Looks now, handshakes at every door included. Ends with 0 if the next step can be taken, or there is none; with 4 if something stands against it.",
+		Long: "Looks now, handshakes at every door included. Ends with 0 if the next step can be taken, or there is none; with 5 if something stands against it.",
 	}, func(ctx context.Context, args []string) error {
 		id, err := rotationID(args[0])
 		if err != nil {
@@ -105,7 +105,7 @@ func (a *app) rotationShow() *cobra.Command {
 			return err
 		}
 		if len(r.Blockers) > 0 {
-			return &ending{err: fmt.Errorf("something stands against the next step"), code: exitRefused, quiet: true}
+			return &ending{err: fmt.Errorf("something stands against the next step"), code: exitConflict, quiet: true}
 		}
 		return nil
 	})
@@ -115,9 +115,18 @@ func (a *app) printRotation(r api.Rotation) {
 	a.ui.facts("rotation", fmt.Sprint(r.ID), "of", string(r.Kind), "from generation", fmt.Sprint(r.From), "state", string(r.State), "trust bundle", bundleOf(r))
 	t := a.ui.table("STEP", "WHEN", "BY", "WHY", "HANDSHAKES")
 	for _, s := range r.Steps {
-		t.row(s.State, a.ui.ago(s.At), s.By, s.Why, proofTally(append(s.Before, s.After...)))
+		why := s.Why
+		if len(s.Forced) > 0 {
+			why = "forced: " + why
+		}
+		t.row(s.State, a.ui.ago(s.At), s.By, why, proofTally(append(s.Before, s.After...)))
 	}
 	t.print()
+	for _, s := range r.Steps {
+		for _, f := range s.Forced {
+			a.ui.printf("%s was forced against: %s\n", s.State, clean(f))
+		}
+	}
 	if len(r.Proofs) > 0 {
 		a.ui.printf("handshakes now\n")
 		for _, p := range r.Proofs {
@@ -224,7 +233,9 @@ what it is; nothing is taken over unless all of it fits together.`,
 		if err != nil {
 			return err
 		}
-		return a.ui.show(r, func() { a.ui.printf("rotation %d is %s: muster rotation advance %d has it trusted\n", r.ID, r.State, r.ID) })
+		return a.ui.show(r, func() {
+			a.ui.printf("rotation %d is %s: muster rotation advance %d has it trusted\n", r.ID, r.State, r.ID)
+		})
 	})
 }
 
