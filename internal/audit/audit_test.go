@@ -133,7 +133,7 @@ func TestAnUntouchedTrailIsIntact(t *testing.T) {
 	want := audit.Verdict{
 		Origin: "here", First: 1, Last: 10, Hash: string(tr.entries[9].Hash), ChainedAt: day, Checkpoints: 2,
 		SignedTo: 8, SignedAt: day.Add(time.Hour), UnsignedAt: tr.entries[8].At,
-		Pinned: true, Keys: ring(t, 0).IDs(), Newest: tr.points[8],
+		Whole: true, Pinned: true, Keys: ring(t, 0).IDs(), Newest: tr.points[8],
 	}
 	if !reflect.DeepEqual(v, want) {
 		t.Errorf("got  %+v\nwant %+v", v, want)

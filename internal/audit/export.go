@@ -62,6 +62,7 @@ type Verdict struct {
 	Hash        string    `json:"hash"`                  // of the last
 	Adopted     uint64    `json:"adopted,omitempty"`     // entries up to this one were there before the chain was begun …
 	ChainedAt   time.Time `json:"chained_at"`            // … at this time
+	Whole       bool      `json:"whole"`                 // the export has its last line
 	Checkpoints int       `json:"checkpoints"`           // that were checked
 	SignedTo    uint64    `json:"signed_to"`             // number of the last entry that a checkpoint vouches for; 0: none
 	SignedAt    time.Time `json:"signed_at,omitzero"`    // time of that checkpoint
@@ -253,7 +254,7 @@ func (v *Verifier) signed(c Checkpoint) {
 }
 
 func (v *Verifier) end(h Head) error {
-	v.ended = true
+	v.ended, v.v.Whole = true, true
 	if h.Seq > v.head.Seq {
 		return Break(v.head.Seq+1, Missing, "%s missing at the end", Span(v.head.Seq+1, h.Seq))
 	}

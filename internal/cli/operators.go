@@ -75,32 +75,6 @@ func (a *app) tokenCmd() *cobra.Command {
 	return group("token", "who may use the API", create, list, del)
 }
 
-func (a *app) auditCmd() *cobra.Command {
-	var limit int
-	c := &cobra.Command{Use: "audit", Short: "show who did what, newest first", Args: cobra.NoArgs}
-	c.Flags().IntVar(&limit, "limit", 50, "at most this many lines; 0: all")
-	return a.online(c, func(ctx context.Context, _ []string) error {
-		es, err := take(limit, func(cursor string) ([]api.AuditEntry, string, error) {
-			p := api.ListAuditParams{Limit: 500, Cursor: cursor}
-			if limit > 0 && limit < 500 {
-				p.Limit = limit
-			}
-			l, err := client.Read[api.AuditList](a.client.ListAudit(ctx, &p))
-			return l.Items, l.NextCursor, err
-		})
-		if err != nil {
-			return err
-		}
-		return a.ui.show(es, func() {
-			t := a.ui.table("WHEN", "WHO", "WHAT", "ON", "DETAILS")
-			for _, e := range es {
-				t.row(text(e.At), e.Who, e.What, e.On, e.Details)
-			}
-			t.print()
-		})
-	})
-}
-
 func (a *app) quarantineCmd() *cobra.Command {
 	var limit int
 	list := &cobra.Command{Use: "list", Short: "list messages that could not be handled, oldest first", Args: cobra.NoArgs}

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -189,7 +190,7 @@ func drain(res *http.Response) {
 func (d *doer) check(r *http.Request, res *http.Response) (*http.Response, error) {
 	mt, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if res.StatusCode >= 200 && res.StatusCode < 300 {
-		if res.StatusCode == http.StatusNoContent || mt == "application/json" || mt == "application/vnd.oai.openapi" || mt == eventType {
+		if res.StatusCode == http.StatusNoContent || slices.Contains(answers, mt) {
 			return res, nil
 		}
 		drain(res)
@@ -202,6 +203,9 @@ func (d *doer) check(r *http.Request, res *http.Response) (*http.Response, error
 	}
 	return nil, &Error{p}
 }
+
+// answers are the media types of what musterd answers.
+var answers = []string{"application/json", "application/vnd.oai.openapi", "application/x-ndjson", eventType}
 
 // Read decodes the answer of a call: device, err := client.Read[api.Device](c.GetDevice(ctx, id)).
 func Read[T any](res *http.Response, err error) (T, error) {
