@@ -141,7 +141,7 @@ func (l *line) makeAll(ctx context.Context) error {
 		return err
 	}
 	for i, err := range failures {
-		if err != nil {
+		if err != nil && len(l.devices) > 1 {
 			l.a.ui.note("%s: %s", l.devices[i].ID, clean(err.Error()))
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,6 +24,7 @@ import (
 	"muster/internal/esp"
 	"muster/internal/esp/image"
 	"muster/internal/esp/nvs"
+	"muster/internal/esp/secureboot"
 	"muster/test/espfile"
 )
 
@@ -363,4 +366,81 @@ func TestFactoryDataOnly(t *testing.T) {
 	if !strings.Contains(script, "burn-key BLOCK_KEY4 efuse/hmac.bin HMAC_UP") || strings.Contains(script, "0x8000") || strings.Contains(script, "erase-flash\n  flash_tool") {
 		t.Error(script)
 	}
+}
+
+// TestFactoryBrokenDisk lets parts of a run fail on the station's own disk, and repeats it: the same key, one certificate, and a
+// device whose folder is complete is kept although the log could not be written.
+func TestFactoryBrokenDisk(t *testing.T) {
+	f := newFactory(t, nil)
+	template := f.file("nvs.csv", "key,type,encoding,value\nuser,namespace,,\ncal,file,string,cal-{{id}}.txt\n")
+	args := f.args("lamp-1", "--product", "lamp", "--nvs-template", template)
+	f.fails(2, "cal-lamp-1.txt", args...)
+	first := read(t, filepath.Join(f.out, ".partial", "lamp-1", "secrets.json"))
+	calibration := f.file("cal-lamp-1.txt", "42")
+	if err := os.Mkdir(filepath.Join(f.out, "escrow", "lamp-1.age"), 0o700); err != nil { // the record cannot take its place
+		t.Fatal(err)
+	}
+	f.fails(1, "", args...)
+	if err := os.Remove(filepath.Join(f.out, "escrow", "lamp-1.age")); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(f.out, "station.log")
+	if err := errors.Join(os.Rename(log, log+".full"), os.Mkdir(log, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	f.fails(1, "station.log", args...)
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if said := f.run(args...); !strings.Contains(said, "made 0, kept 1, failed 0") {
+		t.Error(said)
+	}
+	e := f.stored("lamp-1")
+	block, _ := pem.Decode([]byte(e["muster:key"]))
+	if block == nil || !strings.Contains(first, base64.StdEncoding.EncodeToString(block.Bytes)) || e["user:cal"] != "42" {
+		t.Error("the device has another key than at first, or lacks something")
+	}
+	if certs := decode[[]api.Certificate](f.desk, "certs", "list", "lamp-1"); len(certs) != 1 {
+		t.Errorf("%d certificates", len(certs))
+	}
+	if n := strings.Count(read(t, log+".full"), `"result":"failed"`); n < 2 {
+		t.Errorf("%d failures on record", n)
+	}
+	_ = calibration
+}
+
+// TestFactorySecureBoot signs bootloader and app with a key that the product has registered, and refuses another: devices would
+// take no release. A second run of the line at the same time is refused as well.
+func TestFactorySecureBoot(t *testing.T) {
+	f := newFactory(t, nil)
+	testdata := filepath.Join("..", "esp", "secureboot", "testdata")
+	key := f.file("sb.pem", read(t, filepath.Join(testdata, "sb_ecdsa256.pem")))
+	var boot bytes.Buffer
+	if err := image.Write(&boot, image.NewHeader(0x0D), []image.Part{{Load: 0x4086c410, Data: make([]byte, 64)}}); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"provision", "lamp-1", "--product", "lamp", "--out", f.out, "--secure-boot", key,
+		"--bootloader", f.file("b.bin", boot.String()), "--app", f.file("a.bin", string(espfile.App{Chip: 0x0D}.Bytes(t)))}
+	f.run("firmware", "secure-boot-keys", "add", "lamp", filepath.Join(testdata, "sb_rsa3072_a.pub.pem"))
+	f.fails(5, "is none that lamp has registered", args...)
+	f.run("firmware", "secure-boot-keys", "add", "lamp", filepath.Join(testdata, "sb_ecdsa256.pub.pem"))
+	f.run(args...)
+	for _, name := range []string{"bootloader.bin", "app.bin"} {
+		content := read(t, filepath.Join(f.out, "lamp-1", name))
+		rep, err := image.Parse(strings.NewReader(content), image.Any)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks, err := secureboot.Inspect(strings.NewReader(content), rep)
+		if err != nil || len(blocks.Blocks) != 1 || blocks.Blocks[0].Status != secureboot.Valid {
+			t.Errorf("%s: %+v, %v", name, blocks, err)
+		}
+	}
+	digest := read(t, filepath.Join(testdata, "digest_sb_ecdsa256.bin"))
+	if read(t, filepath.Join(f.out, "lamp-1", "efuse", "secure-boot-0.bin")) != digest {
+		t.Error("the digest is not espsecure's")
+	}
+	public := slices.Clone(args)
+	public[7] = filepath.Join(testdata, "sb_ecdsa256.pub.pem")
+	f.fails(2, "bootloader", append(public, "--dry-run")...) // the images are not signed, and nobody here can
 }
