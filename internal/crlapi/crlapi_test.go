@@ -174,13 +174,14 @@ func TestTheListHoldsWhatIsRevokedUntilItHasStoodThereAfterItsEnd(t *testing.T) 
 	good, bad, short := r.certify(11, now.Add(90*24*time.Hour)), r.certify(12, now.Add(90*24*time.Hour)), r.certify(13, now.Add(48*time.Hour))
 	_ = good
 	first := r.sign(now)
-	if crl := r.parsed(first); len(crl.RevokedCertificateEntries) != 0 || crl.Number.Int64() != 1 || crl.NextUpdate.Sub(crl.ThisUpdate) != 7*24*time.Hour || len(crl.AuthorityKeyId) == 0 {
+	number := r.parsed(first).Number
+	if crl := r.parsed(first); len(crl.RevokedCertificateEntries) != 0 || crl.Number.Int64() < now.Unix() || crl.NextUpdate.Sub(crl.ThisUpdate) != 7*24*time.Hour || len(crl.AuthorityKeyId) == 0 {
 		t.Errorf("the empty list: %d entries, number %s", len(crl.RevokedCertificateEntries), crl.Number)
 	}
 	r.revoke(bad, now, 1)
 	r.revoke(short, now, 0)
 	crl := r.parsed(r.sign(now.Add(time.Hour)))
-	if len(crl.RevokedCertificateEntries) != 2 || crl.Number.Int64() != 2 {
+	if len(crl.RevokedCertificateEntries) != 2 || crl.Number.Cmp(number) <= 0 {
 		t.Fatalf("%d entries, number %s", len(crl.RevokedCertificateEntries), crl.Number)
 	}
 	for _, e := range crl.RevokedCertificateEntries {
@@ -198,7 +199,7 @@ func TestTheListHoldsWhatIsRevokedUntilItHasStoodThereAfterItsEnd(t *testing.T) 
 		t.Errorf("on day 4 %d entries", len(crl.RevokedCertificateEntries))
 	}
 	l, err := r.lists.SignNow(t.Context(), now, r.other.ID(), "")
-	if err != nil || l.Entries != 0 || l.Number != 1 {
+	if err != nil || l.Entries != 0 {
 		t.Errorf("the other issuer's list holds %d entries, %v", l.Entries, err)
 	}
 }
@@ -209,12 +210,13 @@ func TestListsOverHTTP(t *testing.T) {
 		t.Errorf("before there is one: %s", res.Status)
 	}
 	l := r.sign(time.Now())
+	tag := fmt.Sprintf("%q", fmt.Sprint(l.Number))
 	res, body := r.get("/crl/" + string(r.issuer.ID()) + ".crl")
-	if res.StatusCode != 200 || !bytes.Equal(body, l.DER) || res.Header.Get("Content-Type") != "application/pkix-crl" || res.Header.Get("ETag") != `"1"` {
+	if res.StatusCode != 200 || !bytes.Equal(body, l.DER) || res.Header.Get("Content-Type") != "application/pkix-crl" || res.Header.Get("ETag") != tag {
 		t.Errorf("%s %v", res.Status, res.Header)
 	}
 	req, _ := http.NewRequestWithContext(t.Context(), "GET", r.url+"/crl/"+string(r.issuer.ID())+".crl", nil)
-	req.Header.Set("If-None-Match", `"1"`)
+	req.Header.Set("If-None-Match", tag)
 	if res, err := http.DefaultClient.Do(req); err != nil || res.StatusCode != 304 {
 		t.Errorf("again: %v %v", res, err)
 	}

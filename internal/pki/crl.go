@@ -35,7 +35,7 @@ func (i Issuer) Issued(c Certificate) bool {
 // List is a certificate revocation list as muster keeps it (RFC 5280 §5).
 type List struct {
 	Issuer  IssuerID  `json:"issuer"`
-	Number  int64     `json:"number"` // grows with every list of its issuer
+	Number  int64     `json:"number"` // grows with every list of its issuer; the second at which it was signed, or more
 	DER     []byte    `json:"der"`
 	At      time.Time `json:"at"`   // thisUpdate
 	Next    time.Time `json:"next"` // nextUpdate

@@ -174,7 +174,8 @@ func (l *Lists) sign(ctx context.Context, at time.Time, i pki.Issuer, by string)
 			break
 		}
 	}
-	out, err := i.SignList(at, l.c.Holds, have.Number+1, revoked)
+	// Above every number that was ever given, also by a musterd whose store was replaced by a backup: as RFC 5280 §5.2.3 asks.
+	out, err := i.SignList(at, l.c.Holds, max(have.Number+1, at.Unix()), revoked)
 	if err != nil {
 		return pki.List{}, err
 	}
