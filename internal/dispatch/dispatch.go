@@ -29,6 +29,7 @@ type Tx interface {
 	Online(fleet.DeviceID) bool
 	Release(fleet.ProductID, firmware.Version) (firmware.Release, error)
 	Releases(fleet.ProductID) ([]firmware.Release, error)
+	SecureBootKeys(fleet.ProductID) ([]firmware.SecureBootKey, error)
 
 	Certificate(fleet.Serial) (pki.Certificate, error)
 	CertificatePolicy() (p pki.Policy, ok bool, err error)

@@ -41,7 +41,13 @@ func (d *Dispatcher) fits(tx Tx, r rollout.Rollout, j rollout.Job, dev fleet.Dev
 		if err != nil {
 			return fitness{}, err
 		}
-		if code, why := rel.Fit(f, false); why != "" {
+		code, why := rel.Fit(f, false)
+		if why == "" {
+			if code, why, err = bootable(tx, rel); err != nil {
+				return fitness{}, err
+			}
+		}
+		if why != "" {
 			return fitness{code: string(code), why: fmt.Sprintf("it must take %s first, and that does not fit: %s", rel.Version, why)}, nil
 		}
 		return fitness{floor: n, size: rel.Size}, nil
@@ -51,7 +57,22 @@ func (d *Dispatcher) fits(tx Tx, r rollout.Rollout, j rollout.Job, dev fleet.Dev
 		return fitness{}, err
 	}
 	code, why := rel.Fit(f, r.Plan.AllowDowngrade)
+	if why == "" {
+		if code, why, err = bootable(tx, rel); err != nil {
+			return fitness{}, err
+		}
+	}
 	return fitness{code: string(code), why: why, size: rel.Size}, nil
+}
+
+// bootable judges an image by the Secure Boot keys that its product has now.
+func bootable(tx Tx, rel firmware.Release) (firmware.Misfit, string, error) {
+	keys, err := tx.SecureBootKeys(rel.Product)
+	if err != nil {
+		return "", "", err
+	}
+	misfit, why := rel.Bootable(keys)
+	return misfit, why, nil
 }
 
 // nextFloor returns the number, from 1, of the first floor above what f runs; 0 if there is none. A floor for another chip

@@ -31,6 +31,9 @@ const (
 	VersionUnknown Misfit = "version-unknown"
 	BelowMinimum   Misfit = "below-min-version"
 	Downgrade      Misfit = "downgrade"
+	NotSigned      Misfit = "secure-boot-unsigned"
+	KeyRevoked     Misfit = "secure-boot-key-revoked"
+	KeyUnknown     Misfit = "secure-boot-key-unknown"
 )
 
 // Fit says whether m may be offered to d: a word for programs and a sentence for people, both empty if it may. What m

@@ -51,6 +51,10 @@ type Release struct {
 	FloorBy  string    `json:"floor_by,omitempty"`
 	FloorAt  time.Time `json:"floor_at,omitzero"`
 
+	// BootKeys are the digests of the keys whose Secure Boot signatures the image has where its chip looks, in that order,
+	// with a space between two.
+	BootKeys string `json:"boot_keys,omitempty"`
+
 	// FOTA is for clients that check it (esp32FOTA); it is no part of the image.
 	FOTA FOTASignature `json:"esp32fota,omitzero"`
 }

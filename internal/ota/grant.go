@@ -1,6 +1,7 @@
 package ota
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 
@@ -44,11 +45,18 @@ func (c *Catalog) Granted(ctx context.Context, device fleet.DeviceID, name strin
 
 func granted(tx Tx, d fleet.Device, name string) (Grant, bool, error) {
 	c, ok, err := cureOf(tx, d)
-	if err != nil || ok && c.release.Names(name) {
-		return Grant{Release: c.release, Rollout: c.job}, err == nil, err
+	if err != nil {
+		return Grant{}, false, err
+	}
+	if ok && c.release.Names(name) {
+		misfit, _, err := bootable(tx, c.release)
+		return Grant{Release: c.release, Rollout: c.job}, err == nil && misfit == firmware.Fits, err
 	}
 	rel, job, ok, err := current(tx, d.ID)
 	if err != nil || !ok || !rel.Names(name) {
+		return Grant{}, false, err
+	}
+	if misfit, _, err := bootable(tx, rel); err != nil || misfit != firmware.Fits {
 		return Grant{}, false, err
 	}
 	r, err := tx.Rollout(job.Rollout)
@@ -93,7 +101,7 @@ func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payl
 	case err != nil:
 		return nil, false, err
 	case ok:
-		return ring(d, status, c.release, c.job, 0)
+		return ring(tx, d, status, c.release, c.job, 0)
 	}
 	rel, job, ok, err := current(tx, device)
 	if err != nil || !ok {
@@ -107,11 +115,14 @@ func (c *Catalog) Offer(tx Tx, device fleet.DeviceID, status fleet.Status) (payl
 	if err != nil {
 		return nil, false, err
 	}
-	return ring(d, status, rel, job.Rollout, spread)
+	return ring(tx, d, status, rel, job.Rollout, spread)
 }
 
 // ring composes the message that offers a release to a device. spread is in seconds.
-func ring(d fleet.Device, status fleet.Status, rel firmware.Release, job fleet.RolloutID, spread int) (payload []byte, ok bool, err error) {
+func ring(tx Tx, d fleet.Device, status fleet.Status, rel firmware.Release, job fleet.RolloutID, spread int) (payload []byte, ok bool, err error) {
+	if misfit, why, err := bootable(tx, rel); err != nil || misfit != firmware.Fits {
+		return nil, false, cmp.Or(err, fleet.Coded(fleet.Unprocessable, string(misfit), "%s", why))
+	}
 	if misfit, why := rel.Fit(asTarget(d, status), true); misfit != firmware.Fits {
 		return nil, false, fleet.Coded(fleet.Unprocessable, string(misfit), "%s", why)
 	}
@@ -127,6 +138,17 @@ func ring(d fleet.Device, status fleet.Status, rel firmware.Release, job fleet.R
 			"the offer has %d bytes and the device can take %d; use a shorter rollout id or version, or a larger receive buffer (buf in its hello)", len(payload), room)
 	}
 	return payload, true, nil
+}
+
+// bootable is Release.Bootable with the keys of the release's product as they are now: one may have been registered or
+// revoked since the release was published.
+func bootable(tx Tx, rel firmware.Release) (firmware.Misfit, string, error) {
+	keys, err := tx.SecureBootKeys(rel.Product)
+	if err != nil {
+		return "", "", err
+	}
+	misfit, why := rel.Bootable(keys)
+	return misfit, why, nil
 }
 
 // asTarget is the device as a release sees it.

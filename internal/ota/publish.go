@@ -73,7 +73,7 @@ func (c *Catalog) Publish(ctx context.Context, at time.Time, u Upload) (firmware
 		if err := admit(tx, m, app, u.BurnSecureVersion); err != nil {
 			return err
 		}
-		rel, err = publish(tx, at, v, hex.EncodeToString(sum.Sum(nil)), u.By)
+		rel, err = publish(tx, at, v, app, hex.EncodeToString(sum.Sum(nil)), u.By)
 		return err
 	})
 	return rel, err
@@ -134,10 +134,18 @@ func secureVersionHolds(tx Tx, m firmware.Manifest) error {
 	return nil
 }
 
-// publish stores the release of v, whose image is in the store.
-func publish(tx Tx, at time.Time, v firmware.Verified, md5, by string) (firmware.Release, error) {
+// publish stores the release of v, whose image is in the store; app is nil for what is no ESP32 image.
+func publish(tx Tx, at time.Time, v firmware.Verified, app *espapp.App, md5, by string) (firmware.Release, error) {
 	m := v.Manifest()
+	var boot string
+	if app != nil {
+		boot = app.BootKeys()
+	}
 	old, err := tx.Release(m.Product, m.Version)
+	if err == nil && old.BootKeys == "" && boot != "" { // it was published before these were on record
+		old.BootKeys = boot
+		return old, tx.PutRelease(old)
+	}
 	if err == nil {
 		return old, nil
 	}
@@ -148,6 +156,7 @@ func publish(tx Tx, at time.Time, v firmware.Verified, md5, by string) (firmware
 	if err != nil {
 		return firmware.Release{}, err
 	}
+	rel.BootKeys = boot
 	if err := tx.PutRelease(rel); err != nil {
 		return firmware.Release{}, err
 	}

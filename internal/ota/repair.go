@@ -1,6 +1,7 @@
 package ota
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -137,6 +138,9 @@ func (c *Catalog) Repair(ctx context.Context, at time.Time, id fleet.DeviceID, v
 		}
 		if err := mayRepair(d, s, rel); err != nil {
 			return err
+		}
+		if misfit, why, err := bootable(tx, rel); err != nil || misfit != firmware.Fits {
+			return cmp.Or(err, fleet.Coded(fleet.Unprocessable, string(misfit), "%s", why))
 		}
 		have, ok, err := tx.Repair(id)
 		if err != nil || ok && have.Version == v && have.Product == d.Product {

@@ -66,8 +66,8 @@ func readSecureBootKey(text string) (firmware.SecureBootKey, error) {
 	return firmware.SecureBootKey{Digest: fleet.Hash(k.Digest().String()), Scheme: string(k.Scheme())}, nil
 }
 
-// RevokeSecureBootKey ends the use of a key for images that are published from now on; NotFound if there is none. Revoking
-// again changes nothing. No device is touched: what was published stays, and eFuses are the firmware's to revoke.
+// RevokeSecureBootKey ends the use of a key: no image that it alone signed is published or offered to a device from now on;
+// NotFound if there is none. Revoking again changes nothing. What devices run stays, and eFuses are the firmware's to revoke.
 func (c *Catalog) RevokeSecureBootKey(ctx context.Context, at time.Time, p fleet.ProductID, digest fleet.Hash, by string) (firmware.SecureBootKey, error) {
 	var k firmware.SecureBootKey
 	err := c.c.Update(ctx, func(tx Tx) error {

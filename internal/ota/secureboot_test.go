@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"muster/internal/firmware"
 	"muster/internal/fleet"
 	"muster/internal/ota"
+	"muster/internal/store/bolt"
 	"muster/test/espfile"
 )
 
@@ -136,6 +138,63 @@ func TestSecureBootKeysOfAProduct(t *testing.T) {
 			t.Errorf("%d × %s in %q", n, want, got)
 		}
 	}
+}
+
+// A release is offered, and its image handed out, only while a live key of its product signed it.
+func TestNoOfferWithoutLiveKey(t *testing.T) {
+	w := open(t)
+	a, b := newBootKey(t), newBootKey(t)
+	releases := map[string]firmware.Release{}
+	for v, keys := range map[firmware.Version][]bootKey{"1.0.0": nil, "1.1.0": {a}, "1.2.0": {a, b}} { // before the product has keys
+		img := bootImage(t, string(v), keys...)
+		rel, err := w.publish(espManifest(t, v, img), img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		releases[string(v)] = rel
+	}
+	device := 0
+	offered := func(v string) string {
+		t.Helper()
+		rel := releases[v]
+		device++
+		id := fleet.DeviceID(fmt.Sprint("d", device))
+		w.grant(fleet.RolloutID(fmt.Sprint("r", device)), id, rel)
+		var err error
+		w.update(func(tx *bolt.Tx) error {
+			_, _, err = w.cat.Offer(tx, id, fleet.Status{Device: id, Chip: "esp32c6", ChipRevision: 100, Version: "0.9.0"})
+			return nil
+		})
+		if _, got := w.cat.Granted(t.Context(), id, string(rel.SHA256)); (got == nil) != (err == nil) {
+			t.Errorf("%s: granted %v, offered %v", v, got, err)
+		}
+		if err == nil {
+			return ""
+		}
+		return codeOf(err)
+	}
+	check := func(when string, want map[string]string) {
+		t.Helper()
+		for v, code := range want {
+			if got := offered(v); got != code {
+				t.Errorf("%s: %s: %q, want %q", when, v, got, code)
+			}
+		}
+	}
+	do := func(_ firmware.SecureBootKey, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("without keys", map[string]string{"1.0.0": "", "1.1.0": "", "1.2.0": ""})
+	do(w.cat.AddSecureBootKey(t.Context(), start, "lamp", b.pem, "ann"))
+	check("with the key of one", map[string]string{"1.0.0": "unprocessable secure-boot-unsigned", "1.1.0": "unprocessable secure-boot-key-unknown", "1.2.0": ""})
+	do(w.cat.AddSecureBootKey(t.Context(), start, "lamp", a.pem, "ann"))
+	do(w.cat.RevokeSecureBootKey(t.Context(), start, "lamp", a.digest, "ann"))
+	check("with the other revoked", map[string]string{"1.1.0": "unprocessable secure-boot-key-revoked", "1.2.0": ""})
+	do(w.cat.RevokeSecureBootKey(t.Context(), start, "lamp", b.digest, "ann"))
+	check("with all revoked", map[string]string{"1.2.0": "unprocessable secure-boot-key-revoked"})
 }
 
 // A key that is revoked while the image is on its way does not publish it.

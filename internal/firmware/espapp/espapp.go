@@ -154,6 +154,22 @@ func (a *App) chip() (esp.Chip, bool) {
 	return esp.ChipByID(a.Image.Header.Chip)
 }
 
+// BootKeys returns the digests of the keys whose signatures the image has where its chip looks, as Release has them;
+// empty for an image that is not signed, or has a block that is wrong.
+func (a *App) BootKeys() string {
+	chip, known := a.chip()
+	if !known || a.SecureBoot == nil || a.SecureBoot.Err() != nil {
+		return ""
+	}
+	var out []string
+	for _, b := range a.SecureBoot.Blocks {
+		if !chip.FirstBlock || b.Index == 0 {
+			out = append(out, b.Key.String())
+		}
+	}
+	return strings.Join(out, " ")
+}
+
 // Accepted returns an Unprocessable error unless a block of the image was made by one of keys, none of which is revoked.
 func (a *App) Accepted(keys []secureboot.Slot) error {
 	chip, _ := a.chip()
