@@ -3,6 +3,7 @@ package app
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"muster/internal/ca"
 	"muster/internal/expiry"
@@ -27,6 +29,40 @@ type generations struct {
 
 	change sync.Mutex // one load at a time
 	now    atomic.Pointer[standing]
+
+	probing sync.Mutex
+	probes  map[int64]probe // by generation
+}
+
+// probe is a client certificate for handshakes.
+type probe struct {
+	cert tls.Certificate
+	made time.Time
+}
+
+// probeFresh is how long a probe is used: a key manager should not have to sign for every look.
+const probeFresh = 3 * time.Minute
+
+// probe returns a client certificate of a generation, to prove what doors do with it.
+func (g *generations) probe(at time.Time, n int64) (*tls.Certificate, error) {
+	g.probing.Lock()
+	defer g.probing.Unlock()
+	if p, ok := g.probes[n]; ok && at.Sub(p.made) < probeFresh {
+		return &p.cert, nil
+	}
+	h := g.now.Load().all[n]
+	if h == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "the keys of generation %d are not here", n)
+	}
+	cert, err := h.Probe(at)
+	if err != nil {
+		return nil, err
+	}
+	if g.probes == nil {
+		g.probes = map[int64]probe{}
+	}
+	g.probes[n] = probe{cert, at}
+	return &cert, nil
 }
 
 // standing is what the records of rotations come to. It never changes.

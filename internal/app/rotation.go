@@ -215,7 +215,6 @@ const proofTime = 10 * time.Second
 // Prove implements rotation.Authorities.
 func (s authorities) Prove(ctx context.Context, clients []int64, roots int64) []pki.Proof {
 	a := s.a
-	standing := a.cas.now.Load()
 	pool, unknown := x509.NewCertPool(), ""
 	if h, err := a.cas.files.Certificates(roots); err != nil {
 		unknown = err.Error()
@@ -233,15 +232,12 @@ func (s authorities) Prove(ctx context.Context, clients []int64, roots int64) []
 	certs := map[int64]*tls.Certificate{}
 	faults := map[int64]string{}
 	for _, n := range clients {
-		err := fleet.Errorf(fleet.Unavailable, "the keys of generation %d are not here", n)
-		if h := standing.all[n]; h != nil {
-			var c tls.Certificate
-			if c, err = h.Probe(time.Now()); err == nil {
-				certs[n] = &c
-				continue
-			}
+		c, err := a.cas.probe(time.Now(), n)
+		if err != nil {
+			faults[n] = err.Error()
+			continue
 		}
-		faults[n] = err.Error()
+		certs[n] = c
 	}
 	for _, d := range a.proofDoors() {
 		if !d.mutual {

@@ -100,6 +100,8 @@ const maxNamed = 100
 type Rotator struct {
 	c  Config
 	mu sync.Mutex // one step at a time
+
+	looking sync.Mutex // handshakes for one look at a time, however many ask
 }
 
 // New returns a Rotator. It starts nothing.
@@ -142,6 +144,8 @@ func (r *Rotator) Show(ctx context.Context, id int64) (View, error) {
 }
 
 func (r *Rotator) look(ctx context.Context, rot pki.Rotation) (View, error) {
+	r.looking.Lock()
+	defer r.looking.Unlock()
 	f, err := r.facts(ctx, rot)
 	if err != nil {
 		return View{}, err
