@@ -3,14 +3,17 @@ package provision_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"muster/internal/esp"
+	"muster/internal/esp/flashcrypt"
 	"muster/internal/provision"
 )
 
@@ -271,6 +274,109 @@ func TestDamagedFolder(t *testing.T) {
 	if got := b.calls(); len(got) > 0 {
 		t.Errorf("calls: %v", got)
 	}
+}
+
+// TestMain lets the test's own program stand in for espsecure: a tool that decrypts what the script asks it to.
+func TestMain(m *testing.M) {
+	if os.Getenv("STANDIN") == "" {
+		os.Exit(m.Run())
+	}
+	if err := standIn(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+}
+
+// standIn is espsecure's decrypt-flash-data, and signature-info-v2 for anything that is signed.
+func standIn(args []string) error {
+	if args[0] == "signature-info-v2" {
+		content, err := os.ReadFile(args[1])
+		if err == nil && bytes.IndexByte(content, 0xE7) < 0 {
+			err = errors.New("no signature")
+		}
+		return err
+	}
+	o := map[string]string{}
+	kind, i := esp.CipherESP32, 1
+	for ; strings.HasPrefix(args[i], "--"); i++ {
+		if args[i] == "--aes-xts" {
+			kind = esp.CipherXTS128
+			continue
+		}
+		o[args[i]] = args[i+1]
+		i++
+	}
+	key, err := os.ReadFile(o["--keyfile"])
+	if err != nil {
+		return err
+	}
+	sealed, err := os.ReadFile(args[i])
+	if err != nil {
+		return err
+	}
+	if len(key) == 64 {
+		kind = esp.CipherXTS256
+	}
+	c, err := flashcrypt.New(kind, key)
+	if err != nil {
+		return err
+	}
+	address, err := strconv.ParseUint(o["--address"], 0, 32)
+	if err != nil {
+		return err
+	}
+	if err := c.Decrypt(sealed, sealed, uint32(address)); err != nil {
+		return err
+	}
+	return os.WriteFile(o["--output"], sealed, 0o600)
+}
+
+// TestCheck has whole folders checked: by a stand-in for espsecure everywhere, and by Espressif's own where it is installed.
+func TestCheck(t *testing.T) {
+	tools := map[string]string{"a stand-in": ""}
+	for _, name := range []string{"espsecure", "espsecure.py"} {
+		if path, err := exec.LookPath(name); err == nil {
+			tools[name] = path
+		}
+	}
+	t.Logf("espsecure: %v", tools)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []provision.Product{
+		sign(t, sealed(t, "esp32", esp.CipherESP32), "sb_rsa3072_a"), sealed(t, "esp32s3", esp.CipherXTS256),
+		sign(t, plain(t, "esp32c6"), "sb_ecdsa256"),
+	} {
+		for name, path := range tools {
+			b := station(t, p, lamp)
+			if path == "" {
+				b.put("espsecure", "#!/bin/sh\nSTANDIN=1 exec '"+self+"' \"$@\"\n")
+			} else {
+				b.put("espsecure", "#!/bin/sh\nexec '"+path+"' \"$@\"\n")
+				b.version = versionOf(t, path)
+			}
+			b.must("the folder is whole", "--check")
+			if got := b.calls(); len(got) > 0 {
+				t.Errorf("%s touched a board: %v", name, got)
+			}
+			if b.log() != "" {
+				t.Errorf("%s: a check is on the station log", name)
+			}
+		}
+	}
+}
+
+// versionOf asks a tool of Espressif's for its version.
+func versionOf(t *testing.T, path string) string {
+	out, err := exec.Command(path, "--help").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, v, ok := strings.Cut(string(out), "espsecure.py v"); ok {
+		return strings.Fields(v)[0]
+	}
+	return "5.0.0"
 }
 
 // TestShellcheck has the scripts checked where the machine has shellcheck, and by the shell itself everywhere.
