@@ -10,6 +10,7 @@ import (
 
 	"muster/internal/escrow"
 	"muster/internal/esp"
+	"muster/internal/esp/nvs"
 	"muster/internal/fleet"
 	"muster/internal/provision"
 )
@@ -118,6 +119,15 @@ func readRecord(path string, ids escrow.Identities) (provision.Record, error) {
 	return escrow.Open(f, ids)
 }
 
+// clip shortens a certificate or a bundle to what a line of a table takes; --output json has it whole.
+func clip(s string) string {
+	const most = 80
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return s
+}
+
 func (a *app) showNVS(rec provision.Record, o *provision.Opened, secrets bool) error {
 	out := shownNVS{
 		Device: string(rec.Device), Chip: rec.Chip, MadeAt: rec.MadeAt.UTC().Format("2006-01-02T15:04:05Z"), Partition: o.Name, Offset: fmt.Sprintf("0x%x", o.Offset), Keys: o.Keys,
@@ -125,6 +135,9 @@ func (a *app) showNVS(rec provision.Record, o *provision.Opened, secrets bool) e
 	}
 	hidden := 0
 	for _, it := range o.Items {
+		if it.Type == nvs.Namespace {
+			continue
+		}
 		e := shownEntry{Namespace: it.Namespace, Key: it.Key, Type: string(it.Type), Bytes: len(it.Data)}
 		if e.Value, e.Hidden = provision.Value(it.Entry, secrets); e.Hidden {
 			e.Value = ""
@@ -138,7 +151,7 @@ func (a *app) showNVS(rec provision.Record, o *provision.Opened, secrets bool) e
 		u.printf("\n")
 		t := u.table("NAMESPACE", "KEY", "TYPE", "VALUE")
 		for _, e := range out.Entries {
-			value := strings.ReplaceAll(strings.TrimSpace(e.Value), "\n", "\\n")
+			value := clip(strings.ReplaceAll(strings.TrimSpace(e.Value), "\n", " "))
 			if e.Hidden {
 				value = fmt.Sprintf("(hidden, %d bytes)", e.Bytes)
 			}

@@ -133,7 +133,8 @@ type line struct {
 	plan      *provision.Plan
 	devices   []unit
 	template  *provision.Template
-	wifi      string // password
+	wifi      string   // password
+	notes     []string // what is worth saying before anything is made
 	escrow    escrow.Recipients
 	dir       string
 	common    commonFiles
@@ -301,7 +302,8 @@ func (l *line) show() error {
 	out := rehearsal{Devices: len(l.devices), Chip: l.product.Chip.Name, Flash: l.plan.Regions(), Burnt: l.plan.Steps(), Lost: l.lost()}
 	return l.a.ui.show(out, func() {
 		u := l.a.ui
-		u.printf("%d devices, %s; nothing was made, nobody was asked\n\n", out.Devices, out.Chip)
+		u.facts("devices", fmt.Sprint(out.Devices), "chip", out.Chip)
+		u.printf("\nThis would be made; nothing is, and musterd was not asked.\n\n")
 		t := u.table("OFFSET", "FILE", "BYTES", "ROOM", "ENCRYPTED")
 		for _, r := range out.Flash {
 			t.row(fmt.Sprintf("0x%x", r.Offset), r.File, fmt.Sprint(r.Size), fmt.Sprint(r.Room), map[bool]string{true: "yes"}[r.Encrypted])
@@ -334,6 +336,9 @@ func (l *line) warn() {
 	}
 	if l.product.Flash != "" && l.product.NVS == provision.Clear {
 		l.a.ui.note("flash encryption does not cover NVS: the device's private key lies in flash in the clear. Add --nvs-encryption")
+	}
+	for _, n := range append(l.notes, l.plan.Notes()...) {
+		l.a.ui.note("%s", n)
 	}
 	if l.product.KeepDownload && len(l.plan.Steps()) > 0 {
 		l.a.ui.note("--keep-download: whoever holds such a board can still write to its flash and eFuses")

@@ -257,29 +257,30 @@ func (l *line) readSecureBoot() error {
 	}
 	var err error
 	keep := len(signers) < len(l.product.SecureBoot) // signatures of the keys that are elsewhere
-	if l.product.Bootloader, err = signImage(l.product.Bootloader, signers, keep); err != nil {
-		return fleet.Wrap(fleet.KindOf(err), err, "%s", l.f.bootloader)
+	if l.product.Bootloader, err = l.signImage(l.f.bootloader, l.product.Bootloader, signers, keep); err != nil {
+		return err
 	}
-	if l.product.App, err = signImage(l.product.App, signers, keep); err != nil {
-		return fleet.Wrap(fleet.KindOf(err), err, "%s", l.f.app)
-	}
-	return nil
+	l.product.App, err = l.signImage(l.f.app, l.product.App, signers, keep)
+	return err
 }
 
-// signImage signs an image, with keep in addition to the signatures that it has.
-func signImage(content []byte, signers []crypto.Signer, keep bool) ([]byte, error) {
+// signImage signs the image of a file, with keep in addition to the signatures that it has.
+func (l *line) signImage(file string, content []byte, signers []crypto.Signer, keep bool) ([]byte, error) {
 	s, err := secureboot.Start(bytes.NewReader(content), int64(len(content)), keep)
 	if err != nil {
-		return nil, err
+		return nil, fleet.Wrap(fleet.KindOf(err), err, "%s", file)
 	}
 	for _, signer := range signers {
 		if err := s.Sign(rand.Reader, signer); err != nil {
-			return nil, err
+			return nil, fleet.Wrap(fleet.KindOf(err), err, "%s", file)
 		}
+	}
+	for _, f := range s.Findings() {
+		l.notes = append(l.notes, file+": "+f.String())
 	}
 	var out bytes.Buffer
 	if _, err := s.WriteTo(&out); err != nil {
-		return nil, err
+		return nil, fleet.Wrap(fleet.KindOf(err), err, "%s", file)
 	}
 	return out.Bytes(), nil
 }

@@ -190,6 +190,9 @@ func (pl *Plan) checkImages() error {
 		if len(pl.p.SecureBoot) == 0 {
 			continue
 		}
+		if need := pl.p.Chip.SchemeMinRev; uint16(rep.Header.MinRev) < need && im.kind == image.App {
+			pl.notes = append(pl.notes, fmt.Sprintf("Secure Boot v2 needs a %s of revision %s or later, and the app runs on %s: see to it that no older board gets to the station", pl.p.Chip.Name, esp.Revision(need), rep.Header.MinRev))
+		}
 		if err := checkSigned(im.content, rep, policy); err != nil {
 			return fleet.Wrap(fleet.KindOf(err), err, "%s", im.what)
 		}

@@ -136,6 +136,7 @@ type Plan struct {
 	regions []Region
 	steps   []Step
 	table   []byte
+	notes   []string
 	common  []File
 }
 
@@ -174,6 +175,9 @@ func (pl *Plan) NVSFile() string { return fileOf(pl.nvs) }
 
 // Steps returns what is burnt into eFuses, in order. None of it can be undone.
 func (pl *Plan) Steps() []Step { return pl.steps }
+
+// Notes says what is worth knowing of the product although it is no fault.
+func (pl *Plan) Notes() []string { return pl.notes }
 
 // Kept says in words what an operator loses who does not keep the keys of the plan's devices; empty if there are none.
 func (pl *Plan) Kept() []string {
