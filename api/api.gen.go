@@ -1211,6 +1211,15 @@ type NewMassRevocation struct {
 	Reason RevocationReason `json:"reason,omitempty,omitzero"`
 }
 
+// NewOTASlot defines model for NewOTASlot.
+type NewOTASlot struct {
+	// Bytes Of the smallest slot in the partition table, a multiple of 4096.
+	Bytes int64 `json:"bytes"`
+
+	// Force Also if a release is larger.
+	Force bool `json:"force,omitempty,omitzero"`
+}
+
 // NewRepair defines model for NewRepair.
 type NewRepair struct {
 	// Version A release of the device's product.
@@ -1312,6 +1321,19 @@ type NewTrustBundle struct {
 
 	// Signed Instead of roots_pem and cross_pem.
 	Signed string `json:"signed,omitempty,omitzero"`
+}
+
+// OTASlot defines model for OTASlot.
+type OTASlot struct {
+	Bytes   int64     `json:"bytes"`
+	Product string    `json:"product"`
+	SetAt   time.Time `json:"set_at"`
+	SetBy   string    `json:"set_by"`
+}
+
+// OTASlotList defines model for OTASlotList.
+type OTASlotList struct {
+	Items []OTASlot `json:"items"`
 }
 
 // Pace How many devices are offered the release in a minute: `per_minute`, or from `base` on, multiplied by `factor` after each
@@ -2704,6 +2726,9 @@ type NewEnrolmentPasswordJSONRequestBody = EnrolmentPasswordRequest
 // AddSigningKeyJSONRequestBody defines body for AddSigningKey for application/json ContentType.
 type AddSigningKeyJSONRequestBody = NewSigningKey
 
+// SetOTASlotJSONRequestBody defines body for SetOTASlot for application/json ContentType.
+type SetOTASlotJSONRequestBody = NewOTASlot
+
 // SetESP32FOTAJSONRequestBody defines body for SetESP32FOTA for application/json ContentType.
 type SetESP32FOTAJSONRequestBody = NewESP32FOTA
 
@@ -3190,6 +3215,30 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /firmware/keys/{key}/revoke (the `RevokeSigningKey` operationId).
 	RevokeSigningKey(ctx context.Context, key KeyID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListOTASlots List how large the OTA slots of products are.
+	//
+	// Corresponds with GET /firmware/ota-slots (the `ListOTASlots` operationId).
+	ListOTASlots(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClearOTASlot Forget how large the OTA slots of a product are.
+	//
+	// Corresponds with DELETE /firmware/ota-slots/{product} (the `ClearOTASlot` operationId).
+	ClearOTASlot(ctx context.Context, product Label40, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetOTASlotWithBody Say how large the OTA slots of a product are; no larger image of it is published.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+	SetOTASlotWithBody(ctx context.Context, product Label40, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetOTASlot Say how large the OTA slots of a product are; no larger image of it is published.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+	SetOTASlot(ctx context.Context, product Label40, body SetOTASlotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListReleases List releases, by product, the newest version first.
 	//
@@ -4587,6 +4636,70 @@ func (c *Client) AddSigningKey(ctx context.Context, body AddSigningKeyJSONReques
 // Corresponds with POST /firmware/keys/{key}/revoke (the `RevokeSigningKey` operationId).
 func (c *Client) RevokeSigningKey(ctx context.Context, key KeyID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRevokeSigningKeyRequest(c.Server, key)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListOTASlots List how large the OTA slots of products are.
+//
+// Corresponds with GET /firmware/ota-slots (the `ListOTASlots` operationId).
+func (c *Client) ListOTASlots(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOTASlotsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClearOTASlot Forget how large the OTA slots of a product are.
+//
+// Corresponds with DELETE /firmware/ota-slots/{product} (the `ClearOTASlot` operationId).
+func (c *Client) ClearOTASlot(ctx context.Context, product Label40, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClearOTASlotRequest(c.Server, product)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetOTASlotWithBody Say how large the OTA slots of a product are; no larger image of it is published.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+func (c *Client) SetOTASlotWithBody(ctx context.Context, product Label40, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetOTASlotRequestWithBody(c.Server, product, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetOTASlot Say how large the OTA slots of a product are; no larger image of it is published.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+func (c *Client) SetOTASlot(ctx context.Context, product Label40, body SetOTASlotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetOTASlotRequest(c.Server, product, body)
 	if err != nil {
 		return nil, err
 	}
@@ -7429,6 +7542,114 @@ func NewRevokeSigningKeyRequest(server string, key KeyID) (*http.Request, error)
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewListOTASlotsRequest constructs an http.Request for the ListOTASlots method
+func NewListOTASlotsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/ota-slots")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewClearOTASlotRequest constructs an http.Request for the ClearOTASlot method
+func NewClearOTASlotRequest(server string, product Label40) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/ota-slots/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetOTASlotRequest calls the generic SetOTASlot builder with application/json body
+func NewSetOTASlotRequest(server string, product Label40, body SetOTASlotJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetOTASlotRequestWithBody(server, product, "application/json", bodyReader)
+}
+
+// NewSetOTASlotRequestWithBody constructs an http.Request for the SetOTASlot method, with any body, and a specified content type
+func NewSetOTASlotRequestWithBody(server string, product Label40, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "product", product, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/firmware/ota-slots/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -10385,6 +10606,34 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /firmware/keys/{key}/revoke (the `RevokeSigningKey` operationId).
 	RevokeSigningKeyWithResponse(ctx context.Context, key KeyID, reqEditors ...RequestEditorFn) (*RevokeSigningKeyResponse, error)
 
+	// ListOTASlotsWithResponse List how large the OTA slots of products are.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /firmware/ota-slots (the `ListOTASlots` operationId).
+	ListOTASlotsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListOTASlotsResponse, error)
+
+	// ClearOTASlotWithResponse Forget how large the OTA slots of a product are.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /firmware/ota-slots/{product} (the `ClearOTASlot` operationId).
+	ClearOTASlotWithResponse(ctx context.Context, product Label40, reqEditors ...RequestEditorFn) (*ClearOTASlotResponse, error)
+
+	// SetOTASlotWithBodyWithResponse Say how large the OTA slots of a product are; no larger image of it is published.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+	SetOTASlotWithBodyWithResponse(ctx context.Context, product Label40, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetOTASlotResponse, error)
+
+	// SetOTASlotWithResponse Say how large the OTA slots of a product are; no larger image of it is published.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+	SetOTASlotWithResponse(ctx context.Context, product Label40, body SetOTASlotJSONRequestBody, reqEditors ...RequestEditorFn) (*SetOTASlotResponse, error)
+
 	// ListReleasesWithResponse List releases, by product, the newest version first.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -12774,6 +13023,143 @@ func (r RevokeSigningKeyResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RevokeSigningKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListOTASlotsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OTASlotList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListOTASlotsResponse) GetJSON200() *OTASlotList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListOTASlotsResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListOTASlotsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListOTASlotsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListOTASlotsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListOTASlotsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ClearOTASlotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ClearOTASlotResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ClearOTASlotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ClearOTASlotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ClearOTASlotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ClearOTASlotResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetOTASlotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OTASlot
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetOTASlotResponse) GetJSON200() *OTASlot {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetOTASlotResponse) GetApplicationProblemJSONDefault() *Refused {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetOTASlotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetOTASlotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetOTASlotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetOTASlotResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -16381,6 +16767,58 @@ func (c *ClientWithResponses) RevokeSigningKeyWithResponse(ctx context.Context, 
 	return ParseRevokeSigningKeyResponse(rsp)
 }
 
+// ListOTASlotsWithResponse List how large the OTA slots of products are.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /firmware/ota-slots (the `ListOTASlots` operationId).
+func (c *ClientWithResponses) ListOTASlotsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListOTASlotsResponse, error) {
+	rsp, err := c.ListOTASlots(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListOTASlotsResponse(rsp)
+}
+
+// ClearOTASlotWithResponse Forget how large the OTA slots of a product are.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /firmware/ota-slots/{product} (the `ClearOTASlot` operationId).
+func (c *ClientWithResponses) ClearOTASlotWithResponse(ctx context.Context, product Label40, reqEditors ...RequestEditorFn) (*ClearOTASlotResponse, error) {
+	rsp, err := c.ClearOTASlot(ctx, product, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClearOTASlotResponse(rsp)
+}
+
+// SetOTASlotWithBodyWithResponse Say how large the OTA slots of a product are; no larger image of it is published.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+func (c *ClientWithResponses) SetOTASlotWithBodyWithResponse(ctx context.Context, product Label40, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetOTASlotResponse, error) {
+	rsp, err := c.SetOTASlotWithBody(ctx, product, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetOTASlotResponse(rsp)
+}
+
+// SetOTASlotWithResponse Say how large the OTA slots of a product are; no larger image of it is published.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /firmware/ota-slots/{product} (the `SetOTASlot` operationId).
+func (c *ClientWithResponses) SetOTASlotWithResponse(ctx context.Context, product Label40, body SetOTASlotJSONRequestBody, reqEditors ...RequestEditorFn) (*SetOTASlotResponse, error) {
+	rsp, err := c.SetOTASlot(ctx, product, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetOTASlotResponse(rsp)
+}
+
 // ListReleasesWithResponse List releases, by product, the newest version first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -18707,6 +19145,101 @@ func ParseRevokeSigningKeyResponse(rsp *http.Response) (*RevokeSigningKeyRespons
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest SigningKey
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListOTASlotsResponse parses an HTTP response from a ListOTASlotsWithResponse call
+func ParseListOTASlotsResponse(rsp *http.Response) (*ListOTASlotsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListOTASlotsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OTASlotList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseClearOTASlotResponse parses an HTTP response from a ClearOTASlotWithResponse call
+func ParseClearOTASlotResponse(rsp *http.Response) (*ClearOTASlotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ClearOTASlotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetOTASlotResponse parses an HTTP response from a SetOTASlotWithResponse call
+func ParseSetOTASlotResponse(rsp *http.Response) (*SetOTASlotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetOTASlotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OTASlot
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

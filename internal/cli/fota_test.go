@@ -54,3 +54,24 @@ func TestSignForESP32FOTA(t *testing.T) {
 	has(t, d.run("firmware", "show", "lamp", "1.1.0"), "1.1.0")
 	has(t, d.run("firmware", "esp32fota", "lamp", "1.1.0", "--signature", signed+".esp32fota", "--new-key"), "behind a signature")
 }
+
+// What does not fit the OTA slots of its product is not published.
+func TestOTASlot(t *testing.T) {
+	d := sit(t, nil)
+	d.release("1.0.0") // 200 000 bytes
+	has(t, d.try("firmware", "slot").err, "any size")
+	table := d.file("partitions.csv", read(t, "../../docs/examples/platformio/partitions.csv"))
+	has(t, d.run("firmware", "slot", "lamp", "--partitions", table), "images of lamp may have 1966080 bytes")
+	d.fails(5, "1.0.0 has 200000 bytes", "firmware", "slot", "lamp", "--bytes", "131072")
+	has(t, d.run("firmware", "slot", "lamp", "--bytes", "131072", "--force"), "131072")
+	has(t, d.run("firmware", "slot"), "lamp", "131072", "t-admin")
+	image := d.file("large.bin", string(make([]byte, 131073)))
+	d.run("firmware", "sign", image, "--key", filepath.Join(d.dir, "release.key"), "--product", "lamp", "--version", "1.1.0")
+	d.fails(2, "make it 1 bytes smaller", "firmware", "upload", image)
+	d.fails(2, "multiple of 4096", "firmware", "slot", "lamp", "--bytes", "131073")
+	d.fails(2, "which product", "firmware", "slot", "--off")
+	d.fails(2, "no OTA slots", "firmware", "slot", "lamp", "--partitions", d.file("one.csv", "nvs,data,nvs,0x9000,0x6000\nfactory,app,factory,0x10000,1M\n"))
+	has(t, d.run("firmware", "slot", "lamp", "--off"), "any size")
+	d.fails(3, "nobody said", "firmware", "slot", "lamp", "--off")
+	has(t, d.run("firmware", "upload", image), "published lamp 1.1.0")
+}

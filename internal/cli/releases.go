@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) firmwareCmd() *cobra.Command {
-	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.firmwareFOTA(), a.keysCmd(), a.secureBootKeysCmd())
+	c := group("firmware", "signed releases and the keys that may sign them", a.firmwareUpload(), a.firmwareList(), a.firmwareShow(), a.firmwareFloor(), a.firmwareFOTA(), a.firmwareSlot(), a.keysCmd(), a.secureBootKeysCmd())
 	c.AddCommand(a.offlineFirmware()...)
 	return c
 }

@@ -607,6 +607,8 @@ func TestEveryChangeIsOnRecord(t *testing.T) {
 	do("createToken", "POST", "/tokens", api.NewToken{Name: "ci", Role: "viewer"})
 	do("deleteToken", "DELETE", "/tokens/ci", nil)
 	digest := strings.Repeat("5f", 32)
+	do("setOTASlot", "PUT", "/firmware/ota-slots/lamp", `{"bytes":1966080}`)
+	do("clearOTASlot", "DELETE", "/firmware/ota-slots/lamp", nil)
 	do("addSecureBootKey", "POST", "/firmware/secure-boot-keys", api.NewSecureBootKey{Product: "lamp", Key: digest})
 	do("revokeSecureBootKey", "POST", "/firmware/secure-boot-keys/lamp/"+digest+"/revoke", nil)
 	do("revokeSigningKey", "POST", "/firmware/keys/"+keys.Items[0].ID+"/revoke", nil)

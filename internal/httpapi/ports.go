@@ -140,6 +140,10 @@ type (
 		Releases(ctx context.Context, p fleet.ProductID) ([]firmware.Release, error)
 		// SetFloor marks a release as a floor, or takes the mark off.
 		SetFloor(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, on bool, why, by string) (firmware.Release, error)
+		// SetOTASlot says how large the OTA slots of a product are, in bytes; ClearOTASlot forgets it.
+		SetOTASlot(ctx context.Context, at time.Time, p fleet.ProductID, bytes int64, force bool, by string) (firmware.OTASlot, error)
+		ClearOTASlot(ctx context.Context, at time.Time, p fleet.ProductID, by string) error
+		OTASlots(ctx context.Context) ([]firmware.OTASlot, error)
 		// SignForFOTA keeps the signature that esp32FOTA clients get before the image; UnsignForFOTA takes it away.
 		SignForFOTA(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, o ota.FOTAOrder) (firmware.Release, error)
 		UnsignForFOTA(ctx context.Context, at time.Time, p fleet.ProductID, v firmware.Version, by string) (firmware.Release, error)

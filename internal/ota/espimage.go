@@ -38,6 +38,9 @@ func admit(tx Tx, m firmware.Manifest, app *espapp.App, burn bool) error {
 			return err
 		}
 	}
+	if err := fitsSlot(tx, m); err != nil {
+		return err
+	}
 	if err := trusted(tx, m.Product, app); err != nil || app == nil {
 		return err
 	}

@@ -30,6 +30,10 @@ type Tx interface {
 	SecureBootKey(fleet.ProductID, fleet.Hash) (firmware.SecureBootKey, error)
 	PutSecureBootKey(firmware.SecureBootKey) error
 	SecureBootKeys(fleet.ProductID) ([]firmware.SecureBootKey, error)
+	OTASlot(fleet.ProductID) (firmware.OTASlot, bool, error)
+	OTASlots() ([]firmware.OTASlot, error)
+	PutOTASlot(firmware.OTASlot) error
+	DropOTASlot(fleet.ProductID) error
 	Repair(fleet.DeviceID) (firmware.Repair, bool, error)
 	PutRepair(firmware.Repair) error
 	DropRepair(fleet.DeviceID) error

@@ -66,3 +66,23 @@ func (tx *Tx) SecureBootKeys(p fleet.ProductID) ([]firmware.SecureBootKey, error
 	}
 	return all[firmware.SecureBootKey](tx, bucketBootKeys, prefix)
 }
+
+// OTASlot returns how large the OTA slots of a product are; false if nobody said.
+func (tx *Tx) OTASlot(p fleet.ProductID) (firmware.OTASlot, bool, error) {
+	return get[firmware.OTASlot](tx, bucketOTASlots, []byte(p))
+}
+
+// OTASlots returns those of all products, in their order.
+func (tx *Tx) OTASlots() ([]firmware.OTASlot, error) {
+	return all[firmware.OTASlot](tx, bucketOTASlots, nil)
+}
+
+// PutOTASlot stores s.
+func (tx *Tx) PutOTASlot(s firmware.OTASlot) error {
+	return put(tx, bucketOTASlots, []byte(s.Product), s)
+}
+
+// DropOTASlot forgets that of a product.
+func (tx *Tx) DropOTASlot(p fleet.ProductID) error {
+	return tx.b.Bucket(bucketOTASlots).Delete([]byte(p))
+}

@@ -41,6 +41,7 @@ var (
 	bucketReleases = []byte("releases")  // product · version
 	bucketKeys     = []byte("keys")      // key id
 	bucketBootKeys = []byte("boot-keys") // product · digest
+	bucketOTASlots = []byte("ota-slots") // product
 	bucketRepairs  = []byte("repairs")   // device, of those that get a release over the fallback
 
 	bucketRollouts    = []byte("rollouts")      // rollout
@@ -71,7 +72,7 @@ var (
 var allBuckets = [][]byte{
 	bucketMeta, bucketDevices, bucketStatus, bucketOnline,
 	bucketCerts, bucketCertsByDevice, bucketCertsByKey, bucketCertsByEnd, bucketCertsIntended, bucketCertsReplaced, bucketCertsDue, bucketCertsRevoked, bucketLists, bucketMassRevocations, bucketRequests, bucketClosings, bucketTrust, bucketRotations, bucketEnrolments, bucketBlocked,
-	bucketReleases, bucketKeys, bucketBootKeys, bucketRepairs,
+	bucketReleases, bucketKeys, bucketBootKeys, bucketOTASlots, bucketRepairs,
 	bucketRollouts, bucketLive, bucketSites, bucketJobs, bucketJobsPending, bucketJobsOpen, bucketJobsReady, bucketJobsDue, bucketJobsActive, bucketJobsLatest,
 	bucketDecisions, bucketJoins, bucketPenalties,
 	bucketOutbox, bucketQuarantine, bucketAudit, bucketCheckpoints, bucketAuditKeys, bucketTokens, bucketTokensBySHA,
