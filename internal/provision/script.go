@@ -38,6 +38,7 @@ type scriptCheck struct {
 type scriptData struct {
 	Device, Chip, MAC, Sums, FlashKey string
 	Erase                             bool
+	Revision                          esp.Revision // of the chip, at least; 0: any
 	Regions                           []scriptRegion
 	Steps, KeySteps, Burns            []scriptStep
 	Last                              *scriptStep
@@ -53,6 +54,9 @@ type scriptData struct {
 // names that fileOf has made.
 func (pl *Plan) script(d Device, s Secrets, files []File) ([]byte, error) {
 	data := scriptData{Device: string(d.ID), Chip: pl.p.Chip.Name, MAC: d.MAC, Sums: SumsFile, FlashKey: flashKeyFile, Erase: pl.p.App != nil}
+	if len(pl.p.SecureBoot) > 0 {
+		data.Revision = esp.Revision(pl.p.Chip.SchemeMinRev)
+	}
 	for _, r := range pl.regions {
 		data.Regions = append(data.Regions, scriptRegion{fmt.Sprintf("0x%x", r.Offset), r.File})
 	}

@@ -28,7 +28,7 @@ pulled before "$*"
 if [ -e "$FAKE/closed" ]; then echo 'no serial data received' >&2; exit 2; fi
 while [ $# -gt 0 ]; do
   case $1 in
-  read-mac|read_mac) printf 'Detecting chip type... %s\nMAC: %s\n' x "$(cat "$FAKE/mac")"; break ;;
+  read-mac|read_mac) printf 'Chip type:          ESP32-D0WD-V3 (revision v%s)\nMAC:                %s\n' "$FAKE_REVISION" "$(cat "$FAKE/mac")"; break ;;
   summary)
     printf '%s v%s\n{\n' "$me" "$FAKE_VERSION"
     for b in BLOCK1 BLOCK2 BLOCK_KEY0 BLOCK_KEY1 BLOCK_KEY2 BLOCK_KEY3 BLOCK_KEY4 BLOCK_KEY5; do
@@ -57,11 +57,12 @@ type bench struct {
 	t           *testing.T
 	dir, fake   string
 	version, in string
+	revision    string // of the chip
 }
 
 func station(t *testing.T, p provision.Product, d provision.Device) *bench {
 	t.Helper()
-	b := &bench{t: t, dir: filepath.Join(t.TempDir(), string(d.ID)), fake: t.TempDir(), version: "5.1.0"}
+	b := &bench{t: t, dir: filepath.Join(t.TempDir(), string(d.ID)), fake: t.TempDir(), version: "5.1.0", revision: "3.1"}
 	pl := plan(t, p)
 	made, err := pl.Make(d, secrets(t, pl))
 	if err != nil {
@@ -96,7 +97,7 @@ func (b *bench) has(name string) bool {
 func (b *bench) run(args ...string) (string, bool) {
 	b.t.Helper()
 	c := exec.Command(filepath.Join(b.dir, provision.ScriptFile), args...)
-	c.Env = append(os.Environ(), "PATH="+b.fake+":"+os.Getenv("PATH"), "FAKE="+b.fake, "FAKE_VERSION="+b.version, "MUSTER_OPERATOR=anna", "MUSTER_STATION=line \"1\"", "ESPPORT=", "ESPTOOL=", "ESPEFUSE=", "ESPSECURE=")
+	c.Env = append(os.Environ(), "PATH="+b.fake+":"+os.Getenv("PATH"), "FAKE="+b.fake, "FAKE_VERSION="+b.version, "FAKE_REVISION="+b.revision, "MUSTER_OPERATOR=anna", "MUSTER_STATION=line \"1\"", "ESPPORT=", "ESPTOOL=", "ESPEFUSE=", "ESPSECURE=")
 	c.Stdin = strings.NewReader(b.in)
 	out, err := c.CombinedOutput()
 	return string(out), err == nil
@@ -256,6 +257,20 @@ func TestWrongBoard(t *testing.T) {
 	if !strings.Contains(b.log(), "board 24:0a:c4:00:00:01 given up") {
 		t.Error(b.log())
 	}
+}
+
+// TestOldChip touches no chip that is too old for Secure Boot, nor one that does not say how old it is.
+func TestOldChip(t *testing.T) {
+	b := station(t, sign(t, plain(t, "esp32"), "sb_rsa3072_a"), lamp)
+	for revision, words := range map[string]string{"1.1": "it has revision v1.1, and v3.0 is needed", "2.99": "needed", "?": "does not tell"} {
+		b.revision = revision
+		b.refuses(words, "--burn")
+	}
+	if got := b.calls("flash", "burn"); len(got) > 0 {
+		t.Errorf("touched: %v", got)
+	}
+	b.revision = "3.0"
+	b.must("done", "--burn")
 }
 
 // TestDamagedFolder flashes nothing from a folder of which a file was changed, and checks one with espsecure.

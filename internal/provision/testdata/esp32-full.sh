@@ -279,6 +279,9 @@ STEP=board
 found=$(flash_tool --after no-reset read-mac) || die "no esp32 answers: check plug, port and chip"
 MAC=$(printf '%s\n' "$found" | tr 'A-F' 'a-f' | sed -n 's/.*[mM]ac: *\(\([0-9a-f]\{2\}:\)\{5\}[0-9a-f]\{2\}\)[[:space:]]*$/\1/p' | tail -n 1)
 [ -n "$MAC" ] || die "esptool does not tell the MAC address"
+revision=$(printf '%s\n' "$found" | sed -n 's/.*revision v\([0-9][0-9]*\)\.\([0-9][0-9]*\).*/\1 \2/p' | head -n 1)
+[ -n "$revision" ] || die "esptool does not tell the chip's revision, and Secure Boot v2 needs v3.0"
+[ $((${revision% *} * 100 + ${revision#* })) -ge 300 ] || die "the chip is too old for Secure Boot v2: it has revision v${revision% *}.${revision#* }, and v3.0 is needed"
 if [ -n "$WANT_MAC" ] && [ "$WANT_MAC" != "$MAC" ]; then
   die "this folder is for board $WANT_MAC, and here is $MAC"
 fi
