@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,9 @@ import (
 	"time"
 
 	"muster/internal/access"
+	"muster/internal/audit"
 	"muster/internal/ca/keystore"
+	"muster/internal/fleet"
 	"muster/internal/store/bolt"
 )
 
@@ -52,6 +55,9 @@ func (a *App) openTrail(passphrase []byte) error {
 func (a *App) auditSigner(passphrase []byte) (crypto.Signer, error) {
 	if ref := a.c.PKI.AuditKey; ref != "" {
 		key, err := keystore.Open(context.Background(), ref, passphrase)
+		if fleet.Is(err, fleet.Unavailable) {
+			key, err = a.auditKeyLater(ref, passphrase, err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -66,6 +72,26 @@ func (a *App) auditSigner(passphrase []byte) (crypto.Signer, error) {
 		a.log.Info("a key for the audit trail was made", "file", path)
 	}
 	return keystore.ReadFile(path, passphrase)
+}
+
+// auditKeyLater returns a key whose manager is away now: a trail that cannot be signed for a while is no reason to keep
+// devices out. Which key it is, the store knows from the time before; without one there is only the error why.
+func (a *App) auditKeyLater(ref string, passphrase []byte, why error) (*keystore.Key, error) {
+	var keys []audit.Key
+	err := a.store.View(context.Background(), func(tx *bolt.Tx) (err error) { keys, err = tx.AuditKeys(); return err })
+	if err != nil || len(keys) == 0 {
+		return nil, errors.Join(why, err)
+	}
+	pub, err := x509.ParsePKIXPublicKey(keys[len(keys)-1].PublicKey)
+	if err != nil {
+		return nil, errors.Join(why, err)
+	}
+	known, ok := pub.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, why
+	}
+	a.log.Error("the audit key is away: the trail is signed when it is back", "error", why)
+	return keystore.Later(ref, passphrase, known)
 }
 
 // makeAuditKey writes a new key, which appears whole or not at all.

@@ -227,7 +227,7 @@ func TestKeysInAToken(t *testing.T) {
 	dir := filepath.Join(h.dir, "muster")
 	ops := freePort(t)
 	sets := []string{
-		"pki.device_key=" + h.uri("01", "device-ca"), "pki.server_key=" + h.uri("02", "server-ca"),
+		"pki.device_key=" + h.uri("01", "device-ca"), "pki.server_key=" + h.uri("02", "server-ca"), "pki.audit_key=" + h.uri("04", "audit"),
 		"listen.ops=" + ops, "listen.devices=" + freePort(t), "listen.recovery=" + freePort(t), "listen.broker_auth=" + freePort(t), "broker.amqps=" + freePort(t),
 	}
 	initArgs := []string{"init", "--data-dir", dir, "--token-file", h.path("token")}
@@ -279,8 +279,12 @@ func TestKeysInAToken(t *testing.T) {
 	s.start()
 	s.verify(h, "lamp-2")
 	eventually(t, "the keys are well", func() bool {
-		return strings.Contains(s.health(), "ca-keys") && !strings.Contains(s.health(), "ca-keys: ")
+		health := s.health()
+		return strings.Contains(health, "ca-keys") && !strings.Contains(health, "ca-keys: ") && strings.Contains(health, "audit") && !strings.Contains(health, "audit: ")
 	})
+	if _, err := os.Stat(filepath.Join(dir, "pki", "audit.key")); err == nil {
+		t.Error("the audit key is in a file")
+	}
 	s.stop()
 
 	// The token is gone: musterd serves, and says what is wrong.
