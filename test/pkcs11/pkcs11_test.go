@@ -227,7 +227,7 @@ func TestKeysInAToken(t *testing.T) {
 	dir := filepath.Join(h.dir, "muster")
 	ops := freePort(t)
 	sets := []string{
-		"pki.device_key=" + h.uri("01", "device-ca"), "pki.server_key=" + h.uri("02", "server-ca"), "pki.audit_key=" + h.uri("04", "audit"),
+		"pki.device_key=" + h.uri("01", "device-ca"), "pki.server_key=" + h.uri("02", "server-ca"), "pki.audit_key=" + h.uri("0a", "audit"),
 		"listen.ops=" + ops, "listen.devices=" + freePort(t), "listen.recovery=" + freePort(t), "listen.broker_auth=" + freePort(t), "broker.amqps=" + freePort(t),
 	}
 	initArgs := []string{"init", "--data-dir", dir, "--token-file", h.path("token")}
