@@ -308,6 +308,23 @@ func TestDevicesThatCannotTakePartAreSkippedWithTheReason(t *testing.T) {
 	}
 }
 
+// A key that is registered or revoked after a release was published counts for every device that was not offered it yet.
+func TestNobodyIsOfferedWhatNoLiveKeySigned(t *testing.T) {
+	w := open(t, storetest.Open(t), nil)
+	w.fleet(2, 2)
+	w.update(func(tx *bolt.Tx) error {
+		return tx.PutSecureBootKey(firmware.SecureBootKey{Product: "lamp", Digest: fleet.HashOf([32]byte{7})})
+	})
+	p := threeStages
+	p.Stages = []rollout.Stage{{Percent: 100}}
+	w.create("r", p)
+	w.pass(time.Second)
+	js, _, err := w.d.Jobs(t.Context(), "r", rollout.Skipped, fleet.Page{Limit: 10})
+	if err != nil || len(js) != 2 || !strings.Contains(js[0].Cause.Text, "has no signature that is on record") || len(w.outbox()) != 0 {
+		t.Errorf("%+v, %v, said %q", js, err, w.outbox())
+	}
+}
+
 func TestADeviceIsNeverInTwoRollouts(t *testing.T) {
 	w := open(t, storetest.Open(t), nil)
 	w.fleet(4, 4)
