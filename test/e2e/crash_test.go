@@ -111,6 +111,27 @@ func TestRenewalSurvivesKillsOfMusterd(t *testing.T) {
 		}
 	}
 	s.fsck(w)
+	s.onRecord(ids)
+}
+
+// onRecord checks that the trail proves itself, and tells once of each certificate in use that it was issued and used.
+func (s *scene) onRecord(ids []fleet.DeviceID) {
+	s.Helper()
+	if out := s.muster("audit", "verify"); !strings.Contains(out, "intact: entries 1 to") {
+		s.Errorf("audit verify: %s", out)
+	}
+	lines := map[string]int{}
+	for _, e := range read[[]api.AuditEntry](s, "audit", "--limit", "0") {
+		word, _, _ := strings.Cut(strings.TrimPrefix(e.Details, "serial "), " ")
+		lines[e.What+" "+e.On+" "+word]++
+	}
+	for _, id := range ids {
+		for _, what := range []string{"certificate.issue", "certificate.activate"} {
+			if n := lines[fmt.Sprintf("%s %s %s", what, id, s.device(id).Current)]; n != 1 {
+				s.Errorf("%d lines %s of %s", n, what, id)
+			}
+		}
+	}
 }
 
 // letPass waits until the devices have done n more things, at most for d.
