@@ -100,6 +100,18 @@ func (a *app) load(p *pins) (err error) {
 	return nil
 }
 
+// keepNewest writes the newest good checkpoint of a trail to the file of --keep, unless an even newer one is kept there.
+func (p *pins) keepNewest(v audit.Verdict) error {
+	if p.keep == "" || v.Newest == "" {
+		return nil
+	}
+	c, err := audit.OpenCheckpoint(v.Newest, nil)
+	if err != nil || p.witness != nil && c.Seq <= p.witness.Seq {
+		return err
+	}
+	return replaceFile(p.keep, []byte(v.Newest+"\n"), 0o644)
+}
+
 // finding is what audit verify says with --output json.
 type finding struct {
 	Result string      `json:"result"` // intact, broken or unsure
@@ -143,8 +155,8 @@ Exit codes:
 	c.MarkFlagsMutuallyExclusive("checkpoint", "keep")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		v, err := a.verify(cmd.Context(), args, &p)
-		if err == nil && p.keep != "" && v.Newest != "" {
-			err = replaceFile(p.keep, []byte(v.Newest+"\n"), 0o644)
+		if err == nil {
+			err = p.keepNewest(v)
 		}
 		found := find(v, err)
 		if a.ui.json {
@@ -153,8 +165,9 @@ Exit codes:
 			}
 		}
 		if err != nil {
-			code, hints := judge(err, cmd)
-			if code = auditUnsure; found.Result == "broken" {
+			_, hints := judge(err, cmd)
+			code := auditUnsure
+			if found.Result == "broken" {
 				code = auditBroken
 			}
 			if p.witness != nil && found.Result == "broken" {
@@ -308,7 +321,7 @@ func copyTrail(to io.Writer, from io.Reader) (audit.Verdict, error) {
 	lines := bufio.NewReaderSize(from, audit.MaxExportLine)
 	judge := audit.NewVerifier(nil, nil)
 	var broken error
-	last := []byte(nil)
+	var last []byte
 	for {
 		line, err := lines.ReadSlice('\n')
 		if err != nil && len(line) == 0 && errors.Is(err, io.EOF) {

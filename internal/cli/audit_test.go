@@ -114,6 +114,19 @@ func TestAudit(t *testing.T) {
 	d.fails(2, "no such file", "audit", "verify", "--checkpoint", path("none-such"))
 	d.fails(2, "not a JWS", "audit", "verify", "--keep", path("none"))
 
+	// A trail that has lost the kept checkpoint, but not its entries, is sound, and the kept one stays.
+	newest := read(t, kept)
+	at := entry("audit.checkpoint")
+	for i := range lines {
+		if strings.HasPrefix(lines[i], `{"checkpoint"`) {
+			at = i
+		}
+	}
+	d.run("audit", "verify", d.file("fewer", without(at, at+1)), "--key", key, "--keep", kept)
+	if read(t, kept) != newest {
+		t.Error("an older checkpoint was kept")
+	}
+
 	// The end is cut off, and all that is left agrees with itself: only what the auditor kept shows it.
 	cut := strings.Join(lines[:entry("four")], "")
 	cut += fmt.Sprintf(`{"end":{"seq":%d,"hash":"%s"}}`+"\n", first.Seq, first.Hash)
