@@ -508,3 +508,15 @@ func FuzzVerifyExport(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkVerifyExport(b *testing.B) {
+	tr := record(b, 10_000, 5000, 10_000)
+	text, known := tr.export(b), ring(b, 0)
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		if _, err := audit.VerifyExport(bytes.NewReader(text), known, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(len(text))/10_000, "B/entry")
+}

@@ -27,6 +27,7 @@ func (tx *Tx) Audit(e access.Entry) error {
 	}
 	e = tx.trail.Link(e)
 	b := tx.b.Bucket(bucketAudit)
+	b.FillPercent = 0.95 // its keys only ever grow: pages need no room in between
 	if err := put(tx, bucketAudit, be64(e.Seq), e); err != nil {
 		return err
 	}
