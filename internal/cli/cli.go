@@ -36,8 +36,10 @@ const (
 
 const exitCodes = `Exit codes:
   0    done
-  1    failed; device why: something blocks the device; certs renew: somebody needs attention
-  2    wrong usage, or a request that musterd found wrong; certs renew: the pass could not be made
+  1    failed; device why: something blocks the device; certs renew: somebody needs attention;
+       audit verify: the trail is broken
+  2    wrong usage, or a request that musterd found wrong; certs renew: the pass could not be made; audit verify: it
+       could not be judged
   3    there is no such thing
   4    refused: no token, a wrong one, or one without the right
   5    conflict: the thing is in another state than the command supposes
