@@ -11,6 +11,7 @@ typedef struct esp_http_client_event {
   void* user_data;
   char *header_key, *header_value;
 } esp_http_client_event_t;
+typedef enum { HTTP_METHOD_GET = 0, HTTP_METHOD_POST } esp_http_client_method_t;
 typedef esp_err_t (*http_event_handle_cb)(esp_http_client_event_t* evt);
 typedef struct {
   const char *url, *host;
@@ -31,6 +32,8 @@ typedef struct {
 extern "C" {
 esp_http_client_handle_t esp_http_client_init(const esp_http_client_config_t* config);
 esp_err_t esp_http_client_set_header(esp_http_client_handle_t client, const char* key, const char* value);
+esp_err_t esp_http_client_set_method(esp_http_client_handle_t client, esp_http_client_method_t method);
+int esp_http_client_write(esp_http_client_handle_t client, const char* buffer, int len);
 esp_err_t esp_http_client_open(esp_http_client_handle_t client, int write_len);
 #if ESP_IDF_VERSION_MAJOR >= 5
 int64_t esp_http_client_fetch_headers(esp_http_client_handle_t client);

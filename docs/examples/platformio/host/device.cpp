@@ -258,6 +258,11 @@ bool device(Desk& d, const Words& w) {
     d.client->progressed(std::stoi(w[1]));
   } else if (w[0] == "downloaded") {  // 1 sha256, or 0 why
     d.client->downloaded(w[1] == "1", w[1] == "1" ? "" : unhex_text(w[2]), w[1] == "1" ? unhex(w[2]) : Bytes());
+  } else if (w[0] == "enrol-request") {
+    std::string body;
+    std::cout << (d.client->enrols() && d.client->enrol_request(body) ? text_hex(body) : "none") << "\n";
+  } else if (w[0] == "enrolled") {  // cacerts answer
+    std::cout << (d.client->enrolled(unhex_text(w[1]), unhex_text(w[2])) ? "yes" : "no") << "\n";
   } else if (w[0] == "now") {
     std::cout << d.client->now() << "\n";
   } else if (w[0] == "state") {

@@ -9,12 +9,12 @@
 #include "muster/port.h"
 
 struct Event {
-  enum class Kind { entered, message, closed, trust, manifest, progress, image } kind = Kind::closed;
+  enum class Kind { entered, message, closed, trust, manifest, progress, image, enrolled } kind = Kind::closed;
   uint32_t session = 0;  // of the link, or life of Https; an event of one that is over is dropped
   muster::Outcome outcome = muster::Outcome::unreachable;  // of closed
   bool ok = false;       // of image
   int percent = 0;       // of progress
-  std::string topic;     // of message
+  std::string topic;     // of message; of enrolled: the certificates of the CA
   std::string text;      // payload, document, or why it failed
   muster::Bytes sha256;  // of image
 };

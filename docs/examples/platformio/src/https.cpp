@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "muster/download.h"
+#include "muster/est.h"
 
 namespace {
 
@@ -46,8 +47,15 @@ class Request {
   Request(const Request&) = delete;
   Request& operator=(const Request&) = delete;
 
-  const muster::Answer& answer() {
-    if (client_ == nullptr || esp_http_client_open(client_, 0) != ESP_OK) return answer_;
+  // answer sends the request, with a body if there is one, and reads the header.
+  const muster::Answer& answer(const std::string& body = "") {
+    const int size = static_cast<int>(body.size());
+    if (client_ != nullptr && size > 0) {
+      esp_http_client_set_method(client_, HTTP_METHOD_POST);
+      esp_http_client_set_header(client_, "Content-Type", "application/pkcs10");
+    }
+    if (client_ == nullptr || esp_http_client_open(client_, size) != ESP_OK) return answer_;
+    if (size > 0 && esp_http_client_write(client_, body.data(), size) != size) return answer_;
     const int64_t length = esp_http_client_fetch_headers(client_);
     answer_.status = length < 0 ? 0 : esp_http_client_get_status_code(client_);
     answer_.length = esp_http_client_is_chunked_response(client_) ? -1 : length;
@@ -112,6 +120,8 @@ void Https::run(void* self) {
     if (h.over(j)) continue;
     if (j.kind == Event::Kind::image) {
       h.image(j);
+    } else if (j.kind == Event::Kind::enrolled) {
+      h.enrolment(std::move(j));
     } else {
       h.document(j);
     }
@@ -146,6 +156,15 @@ void Https::fetch_image(Way way, const muster::Offer& o, int64_t delay_ms) {
   add(std::move(j));
 }
 
+void Https::enrol(Way way, std::string request) {
+  Job j;
+  j.kind = Event::Kind::enrolled;
+  j.way = std::move(way);
+  j.max = muster::kMaxEst;
+  j.body = std::move(request);
+  add(std::move(j));
+}
+
 void Https::stop() {
   life_++;
   const std::lock_guard<std::mutex> hold(lock_);
@@ -157,18 +176,37 @@ bool Https::pass(const Job& j, int64_t ms) const {
   return !over(j);
 }
 
-// document fetches a small one whole; the event is without text if it could not.
+// fetch returns a small document whole; empty if it could not.
+std::string Https::fetch(const Job& j) {
+  std::string text;
+  Request r(j.way, j.path, "");
+  const muster::Answer& a = r.answer(j.body);
+  if (a.status != 200) return "";
+  std::vector<char> piece(512);
+  for (size_t n; text.size() <= j.max && (n = r.read(piece)) > 0;) text.append(piece.data(), n);
+  if (text.size() > j.max || a.length != static_cast<int64_t>(text.size())) text.clear();
+  return text;
+}
+
 void Https::document(const Job& j) {
   Event e;
   e.kind = j.kind;
   e.session = j.life;
-  Request r(j.way, j.path, "");
-  const muster::Answer& a = r.answer();
-  if (a.status == 200) {
-    std::vector<char> piece(512);
-    for (size_t n; e.text.size() <= j.max && (n = r.read(piece)) > 0;) e.text.append(piece.data(), n);
-    if (e.text.size() > j.max || a.length != static_cast<int64_t>(e.text.size())) e.text.clear();
-  }
+  e.text = fetch(j);
+  if (!over(j)) events_.put(std::move(e));
+}
+
+void Https::enrolment(Job j) {
+  Event e;
+  e.kind = j.kind;
+  e.session = j.life;
+  std::string request;
+  std::swap(request, j.body);
+  j.path = muster::kEstCerts;
+  e.topic = fetch(j);
+  j.path = muster::kEstEnroll;
+  j.body = request;
+  if (!e.topic.empty()) e.text = fetch(j);
   if (!over(j)) events_.put(std::move(e));
 }
 

@@ -26,6 +26,8 @@ class Https {
   bool begin();  // starts the task
   void fetch_document(Event::Kind kind, Way way, std::string path, size_t max);
   void fetch_image(Way way, const muster::Offer& o, int64_t delay_ms);
+  // enrol asks for a first certificate by EST; enrolled follows, without text if there was no answer.
+  void enrol(Way way, std::string request);
   void stop();  // forgets what waits, ends what is under way soon
   uint32_t life() const { return life_; }  // in the session of each event; what an older life says is void
 
@@ -35,6 +37,7 @@ class Https {
     Way way;
     std::string path;
     size_t max = 0;
+    std::string body;  // of a POST; empty: GET
     muster::Offer offer;
     int64_t delay_ms = 0;
     uint32_t life = 0;  // stop ends it
@@ -42,6 +45,8 @@ class Https {
   static void run(void* self);
   void add(Job j);
   void document(const Job& j);
+  std::string fetch(const Job& j);
+  void enrolment(Job j);
   void image(const Job& j);
   bool pass(const Job& j, int64_t ms) const;  // false: stopped meanwhile
   bool over(const Job& j) const { return j.life != life_; }

@@ -34,6 +34,7 @@ constexpr const char* kTag = "muster";
 constexpr int64_t kAttemptMs = 90 * 1000;  // from the attempt until the subscription is confirmed
 constexpr int64_t kFarewellMs = 5 * 1000;  // for the last words before a restart or the end of a session
 constexpr int64_t kStateMs = 5 * 60 * 1000;
+constexpr int64_t kEnrolMs = 5 * 60 * 1000;  // between two tries to get a first certificate
 
 int64_t now_ms() { return esp_timer_get_time() / 1000; }
 
@@ -71,7 +72,7 @@ class Device : public muster::Platform {
   void log(const std::string& line) override { ESP_LOGI(kTag, "%s", line.c_str()); }
 
  private:
-  enum class Stage { waiting, trying, in_session };
+  enum class Stage { waiting, enrolling, trying, in_session };
   enum class Farewell { none, leave, restart };
 
   void farewell(Farewell f) {
@@ -80,6 +81,8 @@ class Device : public muster::Platform {
     farewell_at_ = now_ms() + kFarewellMs;
   }
   Https::Way way(bool recovery) const;
+  Https::Way way_by_password(const std::string& password) const;
+  bool enrol();
   void attempt();
   void pause(int64_t ms);
   void hear(const Event& e);
@@ -96,7 +99,7 @@ class Device : public muster::Platform {
   muster::Door door_;
   Stage stage_ = Stage::waiting;
   Farewell farewell_ = Farewell::none;
-  int64_t farewell_at_ = 0, next_at_ = 0, tick_at_ = 0, state_at_ = 0;
+  int64_t farewell_at_ = 0, next_at_ = 0, tick_at_ = 0, state_at_ = 0, enrol_at_ = 0;
 };
 
 // begin must run when the radio is on: only then are the chip's random numbers fit for keys.
@@ -130,6 +133,10 @@ void Device::loop() {
     client_->tick();
     say_state();
   }
+  if (stage_ == Stage::enrolling && t >= next_at_) {
+    https_.stop();
+    pause(0);
+  }
   if (stage_ == Stage::trying && t >= next_at_) {
     link_.close();
     pause(client_->failed(muster::Outcome::unreachable));
@@ -138,7 +145,19 @@ void Device::loop() {
   if (stage_ == Stage::waiting && t >= next_at_ && WiFi.status() == WL_CONNECTED) attempt();
 }
 
+// enrol asks for a first certificate, if there is none and a password for it. Between its tries the fallback has its turn.
+bool Device::enrol() {
+  std::string request;
+  if (!client_->enrols() || now_ms() < enrol_at_ || !client_->enrol_request(request)) return false;
+  enrol_at_ = now_ms() + kEnrolMs + esp_random() % kEnrolMs;
+  stage_ = Stage::enrolling;
+  next_at_ = now_ms() + kAttemptMs;
+  https_.enrol(way_by_password(vault_.enrol_password()), request);
+  return true;
+}
+
 void Device::attempt() {
+  if (enrol()) return;
   door_ = client_->next();
   if (door_.slot == 0) return pause(60 * 1000);
   const muster::Identity* id = door_.fallback ? nullptr : vault_.identity(door_.slot);
@@ -157,16 +176,21 @@ void Device::pause(int64_t ms) {
 }
 
 Https::Way Device::way(bool recovery) const {
+  const muster::Identity* id = recovery ? nullptr : vault_.identity(door_.slot);
+  if (id == nullptr) return way_by_password(vault_.password(door_.slot));
   Https::Way w;
   w.roots = roots_pem(vault_.roots());
-  w.address = vault_.endpoint(recovery ? muster::names::recovery : muster::names::https);
-  const muster::Identity* id = recovery ? nullptr : vault_.identity(door_.slot);
-  if (id != nullptr) {
-    w.cert = roots_pem(id->chain);
-    w.key = key_pem(id->key);
-    return w;
-  }
-  const std::string who = vault_.id() + ":" + vault_.password(door_.slot);
+  w.address = vault_.endpoint(muster::names::https);
+  w.cert = roots_pem(id->chain);
+  w.key = key_pem(id->key);
+  return w;
+}
+
+Https::Way Device::way_by_password(const std::string& password) const {
+  Https::Way w;
+  w.roots = roots_pem(vault_.roots());
+  w.address = vault_.endpoint(muster::names::recovery);
+  const std::string who = vault_.id() + ":" + password;
   w.authorization = "Basic " + muster::base64(reinterpret_cast<const uint8_t*>(who.data()), who.size());
   return w;
 }
@@ -186,6 +210,10 @@ void Device::hear(const Event& e) {
     case Event::Kind::trust: return client_->trust_fetched(e.text);
     case Event::Kind::manifest: return client_->manifest_fetched(e.text);
     case Event::Kind::progress: return client_->progressed(e.percent);
+    case Event::Kind::enrolled:
+      if (stage_ != Stage::enrolling) return;
+      if (!client_->enrolled(e.topic, e.text)) ESP_LOGI(kTag, "no certificate yet");
+      return pause(0);
     case Event::Kind::image: return client_->downloaded(e.ok, e.text, e.sha256);
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "muster/download.h"
+#include "muster/est.h"
 #include "muster/jws.h"
 #include "muster/text.h"
 
@@ -368,6 +369,38 @@ void Client::take(const CertOrder& o) {
     return;
   }
   use(to, o.serial);
+}
+
+bool Client::enrol_request(std::string& body) {
+  Bytes key, csr;
+  if (!vault_.key_to_certify(false, key) || !crypto_.make_csr(key, vault_.id(), csr)) return false;
+  body = base64(csr.data(), csr.size());
+  return true;
+}
+
+// enrolled takes the first certificate. The answer holds it alone; the intermediate is among the certificates of the CA.
+bool Client::enrolled(const std::string& cacerts, const std::string& answer) {
+  std::vector<Bytes> chain, above;
+  std::string why = "the answer holds no certificate";
+  Identity id;
+  CertInfo info;
+  if (!read_est_certs(answer, chain) || !read_est_certs(cacerts, above) || !crypto_.cert_info(chain[0], info)) {
+    p_.log("enrolment: " + why);
+    return false;
+  }
+  chain.resize(1);
+  for (const Bytes& one : above) {
+    if (std::find(vault_.roots().begin(), vault_.roots().end(), one) == vault_.roots().end()) chain.push_back(one);
+  }
+  why = "the flash takes nothing";
+  const Slot to = vault_.judge(info.serial, chain, id, why) ? vault_.keep(id, Slot(0)) : Slot(0);
+  if (to == 0) {
+    p_.log("enrolment: " + why);
+    return false;
+  }
+  vault_.set_use(to, false);
+  doors_.stored(to);
+  return true;
 }
 
 // take_again handles a certificate that is in a slot already: messages come at least once.

@@ -82,6 +82,12 @@ class Client {
   void progressed(int percent);
   void downloaded(bool ok, const std::string& why, const Bytes& sha256);
 
+  // A first certificate by EST: the platform fetches kEstCerts, posts the request to kEstEnroll with the enrolment password, and
+  // hands both answers over. It tries again later if that brings nothing.
+  bool enrols() const { return vault_.enrols(); }
+  bool enrol_request(std::string& body);
+  bool enrolled(const std::string& cacerts, const std::string& answer);
+
   bool online() const { return in_session_ && answered_ && !door_.fallback; }
   int64_t now() const;  // seconds since 1970; at least a lower bound
 

@@ -87,7 +87,8 @@ bool Vault::load(std::string& why) {
   std::vector<Field> f{{"job", update_.job}, {"image", update_.image}, {"file", update_.file}, {"failed", update_.failed_file}};
   const std::string u = text(names::update);
   if (!u.empty() && !json_read(u, f)) update_ = Update();
-  if (!ids_[0] && !ids_[1] && passwords_.empty()) {
+  enrol_ = text(names::enrol);
+  if (!ids_[0] && !ids_[1] && passwords_.empty() && enrol_.empty()) {
     why = "neither a certificate nor a password: there is no way in";
     return false;
   }

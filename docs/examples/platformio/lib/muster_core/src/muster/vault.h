@@ -25,6 +25,7 @@ constexpr const char* release_keys = "rel_keys";  // PEM, up to two; may be abse
 constexpr const char* cert = "cert";            // PEM, leaf and intermediate; absent together with the key
 constexpr const char* key = "key";              // PEM
 constexpr const char* password = "fb_pw";
+constexpr const char* enrol = "enrol_pw";  // for the first certificate
 
 constexpr const char* slot[2] = {"slot_a", "slot_b"};
 constexpr const char* pw[2] = {"pw_a", "pw_b"};
@@ -79,6 +80,9 @@ class Vault {
   std::vector<Slot> preferred() const;  // slots in the order of trying: the one in use, then the newer
   std::vector<Slot> passwords() const;  // newest first
   std::string password(Slot s) const;
+  // enrols says that the device has no certificate, and a password with which to get its first.
+  bool enrols() const { return !ids_[0] && !ids_[1] && !enrol_.empty(); }
+  const std::string& enrol_password() const { return enrol_; }
   bool add_password(const std::string& pw, Slot opened);
 
   // key_to_certify returns the key for which to ask. At the front it is a new key, made and stored before it is used, the same
@@ -107,7 +111,7 @@ class Vault {
 
   Store& store_;
   Crypto& crypto_;
-  std::string id_;
+  std::string id_, enrol_;
   std::vector<Bytes> roots_, release_keys_;
   Bytes trust_key_;
   int64_t bundle_ = 0, clock_ = 0;
