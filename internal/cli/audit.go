@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,6 +67,7 @@ func entries(n uint64) string {
 // pins are what an auditor holds against a trail.
 type pins struct {
 	key, checkpoint, keep string // files
+	onlyNew               bool   // look only at what came after the checkpoint
 
 	ring    audit.Keyring     // nil: no key
 	witness *audit.Checkpoint // nil: none kept
@@ -152,8 +154,12 @@ Exit codes:
 	f.StringVar(&p.key, "key", "", "file with the public keys to believe, PEM; without it, those that the trail names itself")
 	f.StringVar(&p.checkpoint, "checkpoint", "", "file with a checkpoint that you kept: the trail must contain what it vouches for")
 	f.StringVar(&p.keep, "keep", "", "the same, if the file exists; then write the newest good checkpoint to it")
+	f.BoolVar(&p.onlyNew, "new", false, "look only at what came after that checkpoint: often, and now and then at all of it")
 	c.MarkFlagsMutuallyExclusive("checkpoint", "keep")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if p.onlyNew && (p.checkpoint == "" && p.keep == "" || len(args) > 0) {
+			return usagef("--new looks at what musterd wrote after a checkpoint: give --keep or --checkpoint, and no file")
+		}
 		v, err := a.verify(cmd.Context(), args, &p)
 		if err == nil {
 			err = p.keepNewest(v)
@@ -193,7 +199,14 @@ func (a *app) verify(ctx context.Context, args []string, p *pins) (audit.Verdict
 		if err := a.connect(); err != nil {
 			return audit.Verdict{}, err
 		}
-		res, err := a.client.ExportAudit(ctx, &api.ExportAuditParams{})
+		var params api.ExportAuditParams
+		if p.onlyNew && p.witness != nil {
+			params.After = p.witness.Seq
+		}
+		res, err := a.client.ExportAudit(ctx, &params)
+		if e, ok := errors.AsType[*client.Error](err); ok && e.Status == http.StatusNotFound && params.After > 0 {
+			return audit.Verdict{}, audit.Break(params.After, audit.Missing, "%s missing: your checkpoint vouches for it", audit.Span(params.After, params.After))
+		}
 		if err != nil {
 			return audit.Verdict{}, err
 		}
@@ -213,7 +226,11 @@ func (a *app) verify(ctx context.Context, args []string, p *pins) (audit.Verdict
 }
 
 func (a *app) printVerdict(v audit.Verdict) {
-	a.ui.printf("intact: entries %d to %d\n", v.First, v.Last)
+	if v.First > v.Last {
+		a.ui.printf("intact: nothing came after entry %d\n", v.Last)
+	} else {
+		a.ui.printf("intact: entries %d to %d\n", v.First, v.Last)
+	}
 	signed := fmt.Sprintf("up to entry %d, at %s", v.SignedTo, text(v.SignedAt))
 	if v.SignedTo < v.Last {
 		signed += fmt.Sprintf("; not yet: %s since %s", entries(v.Last-v.SignedTo), text(v.UnsignedAt))

@@ -56,6 +56,11 @@ func TestAudit(t *testing.T) {
 		t.Error("the newer checkpoint was not kept")
 	}
 
+	has(t, d.run("audit", "verify", "--key", key, "--keep", kept, "--new"), "intact: nothing came after")
+	d.note("six")
+	has(t, d.run("audit", "verify", "--key", key, "--keep", kept, "--new"), "not yet: 1 entry since", "your checkpoint of entry")
+	d.fails(2, "give --keep or --checkpoint", "audit", "verify", "--new")
+
 	has(t, d.run("audit", "export", "--out", file), "wrote entries 1 to", "2 checkpoints")
 	d.fails(2, "exists already", "audit", "export", "--out", file)
 	d.fails(2, "--since: use a day", "audit", "export", "--out", path("x"), "--since", "spring")
@@ -154,6 +159,16 @@ func TestAuditOfARestoredBackup(t *testing.T) {
 	if read(t, kept) == "" {
 		t.Error("the checkpoint was lost")
 	}
+	// A musterd whose trail does not reach the checkpoint says so at once.
+	other := sit(t, nil)
+	other.note("something")
+	other.run("audit", "checkpoint")
+	other.fails(1, "the checkpoint that you hold is of", "audit", "verify", "--checkpoint", kept)
+	for i := range 3 {
+		d.note(fmt.Sprint(i))
+	}
+	d.run("audit", "checkpoint", "--out", kept)
+	other.fails(1, "is missing: your checkpoint vouches for it", "audit", "verify", "--checkpoint", kept, "--new")
 }
 
 func TestAuditWithoutMusterd(t *testing.T) {
