@@ -23,7 +23,7 @@ func TestCommandsOfESP32Page(t *testing.T) {
 		}
 		joined := strings.ReplaceAll(text, "\\\n", " ")
 		for line := range strings.Lines(joined) {
-			if c, ok := strings.CutPrefix(line, "    muster "); ok {
+			if c, ok := strings.CutPrefix(strings.TrimSpace(line), "muster "); ok && strings.HasPrefix(line, "    ") {
 				c, _, _ = strings.Cut(c, " #")
 				c, _, _ = strings.Cut(c, " || ")
 				commands = append(commands, "muster "+strings.TrimSpace(c))
