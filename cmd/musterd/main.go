@@ -207,7 +207,7 @@ func initCommand(s *settings, out io.Writer) *cobra.Command {
 	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "write the admin token into this new file instead of showing it")
 	cmd.Flags().StringSliceVar(&f.roots, "root-certs", nil, "begin with an offline root: files with the certificates of root and spare root")
 	cmd.Flags().StringSliceVar(&f.imported, "import", nil, "end it: files with the certificates that the root signed")
-	cmd.Flags().BoolVar(&f.createKeys, "create-keys", false, "make the keys that pki.device_key and pki.server_key name")
+	cmd.Flags().BoolVar(&f.createKeys, "create-keys", false, "make the keys that pki.device_key, pki.server_key and pki.audit_key name")
 	cmd.MarkFlagsMutuallyExclusive("root-certs", "import")
 	cmd.MarkFlagsMutuallyExclusive("create-keys", "import")
 	cmd.MarkFlagsMutuallyExclusive("name", "import")
