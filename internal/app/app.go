@@ -147,7 +147,7 @@ func New(c config.Config, version string, log *slog.Logger) (_ *App, err error) 
 		return nil, err
 	}
 	keys := pki.KeyPolicy{RSA: c.Certificates.RSA, Blocked: a.blocklist.blocked}
-	a.cas = &generations{files: ca.Store{Dir: c.Path(c.PKI.Dir), Passphrase: []byte(passphrase), Keys: keysOf(&c)}, policy: keys, log: log}
+	a.cas = &generations{files: ca.Store{Dir: c.Path(c.PKI.Dir), Passphrase: []byte(passphrase), Keys: keysOf(&c)}, policy: keys, records: records{a}, log: log}
 	a.life.onStop("CA keys", func(context.Context) error { return a.cas.close() })
 	var rotations []pki.Rotation
 	if err := a.store.View(context.Background(), func(tx *bolt.Tx) (err error) { rotations, err = tx.Rotations(); return err }); err != nil {

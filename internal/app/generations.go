@@ -25,7 +25,9 @@ import (
 type generations struct {
 	files  ca.Store
 	policy pki.KeyPolicy
-	log    *slog.Logger
+	// records is the store, as smallstep asks it.
+	records ca.Records
+	log     *slog.Logger
 
 	change sync.Mutex // one load at a time
 	now    atomic.Pointer[standing]
@@ -132,7 +134,7 @@ func (g *generations) load(ctx context.Context, list []pki.Rotation) error {
 		next.all[n] = h
 	}
 	if was.authority == nil || was.signs != signs {
-		authority, err := ca.NewAuthority(next.signing(), g.policy)
+		authority, err := ca.NewAuthority(next.signing(), g.policy, g.records)
 		if err != nil {
 			return errors.Join(err, closeNew(was, next))
 		}
@@ -279,4 +281,17 @@ func (g *generations) expiring() (out []expiry.Item) {
 		}
 	}
 	return out
+}
+
+// records is the store, as smallstep asks it; enroll comes to be after the authority that it uses.
+type records struct{ a *App }
+
+// Certificate implements ca.Records.
+func (r records) Certificate(ctx context.Context, s fleet.Serial) (pki.Certificate, error) {
+	return r.a.enroll.Certificate(ctx, s)
+}
+
+// RevokeRecord implements ca.Records.
+func (r records) RevokeRecord(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) error {
+	return r.a.enroll.RevokeRecord(ctx, at, s, reason, by)
 }

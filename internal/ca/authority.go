@@ -35,8 +35,9 @@ type Authority struct {
 	policy  pki.KeyPolicy
 }
 
-// NewAuthority returns an Authority that signs with h's device intermediate keys that policy allows.
-func NewAuthority(h *Hierarchy, policy pki.KeyPolicy) (*Authority, error) {
+// NewAuthority returns an Authority that signs with h's device intermediate keys that policy allows, and only what records
+// hold as intended. Without records the order alone decides: for tests and measurements.
+func NewAuthority(h *Hierarchy, policy pki.KeyPolicy, records Records) (*Authority, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
@@ -47,7 +48,7 @@ func NewAuthority(h *Hierarchy, policy pki.KeyPolicy) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{issuer: h.Device.Cert, keys: h.KeyHashes(), ledger: newLedger(), carrier: carrier, policy: policy}
+	a := &Authority{issuer: h.Device.Cert, keys: h.KeyHashes(), ledger: newLedger(records), carrier: carrier, policy: policy}
 	chain := []*x509.Certificate{h.Device.Cert}
 	a.auth, err = authority.NewEmbedded(
 		authority.WithConfig(embeddedConfig(h)),
@@ -89,7 +90,7 @@ func (a *Authority) assertClosed() error {
 	if len(list) != 0 {
 		return fmt.Errorf("ca: smallstep came up with %d provisioners, want none", len(list))
 	}
-	if revoked, err := a.auth.IsRevoked("1"); err == nil && !revoked {
+	if l, ok := a.auth.GetDatabase().(*ledger); !ok || l != a.ledger {
 		return fmt.Errorf("ca: smallstep does not use muster's store")
 	}
 	return nil
@@ -124,6 +125,9 @@ func (a *Authority) Issuer() *x509.Certificate { return a.issuer }
 func (a *Authority) Sign(ctx context.Context, o pki.Order) (pki.Signed, error) {
 	p, err := a.prepare(o)
 	if err != nil {
+		return pki.Signed{}, err
+	}
+	if err := a.ledger.intended(ctx, o); err != nil {
 		return pki.Signed{}, err
 	}
 	if err := a.ledger.open(p); err != nil {

@@ -37,7 +37,7 @@ func hierarchy(t testing.TB) *Hierarchy {
 
 func newAuthority(t testing.TB, h *Hierarchy) *Authority {
 	t.Helper()
-	a, err := NewAuthority(h, pki.KeyPolicy{})
+	a, err := NewAuthority(h, pki.KeyPolicy{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,7 +119,7 @@ func TestWriteAndLoad(t *testing.T) {
 	if !bytes.Equal(got.TrustBundle(), h.TrustBundle()) || !bytes.Equal(got.ClientCAs(), h.ClientCAs()) {
 		t.Error("other certificates than were written")
 	}
-	a, err := NewAuthority(got, pki.KeyPolicy{})
+	a, err := NewAuthority(got, pki.KeyPolicy{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

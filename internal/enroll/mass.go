@@ -238,6 +238,23 @@ func (e *Enroller) revokeHolding(tx Tx, at time.Time, s fleet.Serial, reason int
 	return err == nil, user, err
 }
 
+// RevokeRecord revokes a certificate as Revoke does, and leaves closing its sessions to Run. Errors: Invalid for a reason,
+// NotFound.
+func (e *Enroller) RevokeRecord(ctx context.Context, at time.Time, s fleet.Serial, reason int, by string) error {
+	if !pki.ReasonAllowed(reason) {
+		return fleet.Errorf(fleet.Invalid, "reason %d is none that muster gives (RFC 5280 §5.3.1)", reason)
+	}
+	did := false
+	err := e.c.Update(ctx, func(tx Tx) (err error) { did, _, err = e.revokeHolding(tx, at, s, reason, by); return err })
+	if err != nil || !did {
+		return err
+	}
+	e.c.Committed()
+	e.c.Revoked()
+	kick(e.toClose)
+	return nil
+}
+
 // nextOf returns the next certificates of an issuer that hold, at most massBatch of them, the serial up to which all were
 // looked at, and whether nothing is behind it.
 func (e *Enroller) nextOf(ctx context.Context, id pki.IssuerID, from fleet.Serial, ids issuers) (batch []fleet.Serial, after fleet.Serial, end bool, err error) {

@@ -41,7 +41,7 @@ var sharedAuthority = sync.OnceValues(func() (*ca.Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ca.NewAuthority(h, pki.KeyPolicy{})
+	return ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 })
 
 // authority is the real one with faults on request.

@@ -77,7 +77,7 @@ func newRig(t *testing.T, p enroll.Policy) *rig {
 	t.Helper()
 	h, err := hierarchy()
 	fatal(t, err)
-	real, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	real, err := ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 	fatal(t, err)
 	r := &rig{t: t, db: storetest.Open(t), auth: &authority{Authority: real}, trust: x509.NewCertPool(), trustPEM: h.TrustBundle()}
 	index := brokerauth.NewIndex()

@@ -33,7 +33,7 @@ var authority = sync.OnceValues(func() (*ca.Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ca.NewAuthority(h, pki.KeyPolicy{})
+	return ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 })
 
 // nobody is a broker without sessions.

@@ -73,7 +73,7 @@ func New(t testing.TB) *Rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	authority, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	authority, err := ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

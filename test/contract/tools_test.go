@@ -97,7 +97,7 @@ func foreignCertificate(t *testing.T, d device) *tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	a, err := ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

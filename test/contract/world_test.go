@@ -103,7 +103,7 @@ func newWorld(dir string) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	a, err := ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 	if err != nil {
 		return nil, err
 	}

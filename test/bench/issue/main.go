@@ -128,7 +128,8 @@ func muster(ctx context.Context, path string, h *ca.Hierarchy, who []applicant, 
 		return 0, err
 	}
 	defer db.Close()
-	authority, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	records := &struct{ *enroll.Enroller }{} // the use case comes after the authority that it uses
+	authority, err := ca.NewAuthority(h, pki.KeyPolicy{}, records)
 	if err != nil {
 		return 0, err
 	}
@@ -144,6 +145,7 @@ func muster(ctx context.Context, path string, h *ca.Hierarchy, who []applicant, 
 	if err != nil {
 		return 0, err
 	}
+	records.Enroller = e
 	err = db.Update(ctx, func(tx *bolt.Tx) error {
 		for _, a := range who {
 			if err := tx.PutDevice(fleet.Device{ID: a.id, Product: "bench"}); err != nil {

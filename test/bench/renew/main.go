@@ -57,7 +57,7 @@ func run(small, large, due int) error {
 	if err != nil {
 		return err
 	}
-	authority, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	authority, err := ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func mass(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	authority, err := ca.NewAuthority(h, pki.KeyPolicy{})
+	authority, err := ca.NewAuthority(h, pki.KeyPolicy{}, nil)
 	if err != nil {
 		return err
 	}
