@@ -52,7 +52,9 @@ func TestSmallstepAsksTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := time.Now()
-	if err := store.Update(t.Context(), func(tx *bolt.Tx) error { return tx.PutDevice(fleet.Device{ID: "pump-7", Product: "pump", CreatedAt: at}) }); err != nil {
+	if err := store.Update(t.Context(), func(tx *bolt.Tx) error {
+		return tx.PutDevice(fleet.Device{ID: "pump-7", Product: "pump", CreatedAt: at})
+	}); err != nil {
 		t.Fatal(err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
