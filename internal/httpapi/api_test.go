@@ -32,6 +32,7 @@ import (
 )
 
 func TestDevices(t *testing.T) {
+	t.Parallel() // it waits for the second look at closed connections
 	w := open(t)
 	in := api.NewDevice{ID: "s1", Product: "sensor", Hardware: "rev-b", Labels: api.Labels{"site": "berlin"}}
 	res := w.want(w.send(access.Operator, "POST", "/devices", in), 201, "")
@@ -157,6 +158,7 @@ func TestDeviceFilters(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
+	t.Parallel() // it waits for the second look at closed connections
 	w := open(t)
 	w.devices(1)
 	w.now = time.Now()
@@ -484,6 +486,7 @@ func fotaOf(t *testing.T, img []byte) api.NewESP32FOTA {
 }
 
 func TestEveryChangeIsOnRecord(t *testing.T) {
+	t.Parallel() // it waits for the second look at closed connections
 	w := open(t)
 	w.now = time.Now()
 	w.devices(2)

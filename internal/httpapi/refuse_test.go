@@ -26,6 +26,7 @@ var concrete = strings.NewReplacer(":device", "d000", ":serial", "5f2c", ":rollo
 	":token", "ci", ":key", strings.Repeat("k", 43), ":product", "lamp", ":version", "1.0.0")
 
 func TestNobodyMayDoMoreThanHisRole(t *testing.T) {
+	t.Parallel() // it waits for the second look at closed connections
 	w := open(t)
 	w.devices(1)
 	for _, op := range httpapi.Operations() {
