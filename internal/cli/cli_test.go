@@ -37,6 +37,7 @@ func has(t *testing.T, text string, words ...string) {
 }
 
 func TestDevices(t *testing.T) {
+	t.Parallel() // to disable a device takes some seconds: its connections are looked at again
 	d := sit(t, nil)
 	has(t, d.run("device", "add", "s1", "--product", "sensor", "--hardware", "rev-b", "--label", "site=berlin"), "added s1")
 	d.run("device", "add", "s1", "--product", "sensor", "--hardware", "rev-b", "--label", "site=berlin") // again
@@ -314,6 +315,7 @@ func TestCerts(t *testing.T) {
 
 // cron and systemd act on the exit code alone.
 func TestCertsRenewEndsWithACodeForCron(t *testing.T) {
+	t.Parallel() // to disable a device takes some seconds: its connections are looked at again
 	d := sit(t, nil)
 	d.Devices(t, 3, time.Now())
 	d.run("device", "credentials", "--all", "--out", d.dir)
