@@ -1,7 +1,9 @@
 package devapi
 
 import (
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
@@ -32,16 +34,10 @@ func TestCertificatesRefusedInHandshake(t *testing.T) {
 	device := func(change func(*x509.Certificate)) []tls.Certificate {
 		return []tls.Certificate{w.ca.device(t, "d1", 0xa1, change)}
 	}
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := device(nil)[0].Leaf
-	der, err := x509.CreateCertificate(rand.Reader, template, w.ca.inter, rsaKey.Public(), w.ca.interKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	withRSA := tls.Certificate{Certificate: [][]byte{der, w.ca.inter.Raw}, PrivateKey: rsaKey}
 	lone := device(nil)[0]
 	lone.Certificate = lone.Certificate[:1]
 	stolen := w.cert
@@ -63,7 +59,7 @@ func TestCertificatesRefusedInHandshake(t *testing.T) {
 		"no DNS name":            device(func(c *x509.Certificate) { c.DNSNames = nil }),
 		"another's DNS name":     device(func(c *x509.Certificate) { c.DNSNames = []string{"d2"} }),
 		"two DNS names":          device(func(c *x509.Certificate) { c.DNSNames = []string{"d1", "d2"} }),
-		"RSA key":                {withRSA},
+		"a key of P-521":         {w.ca.deviceWith(t, p521)},
 		"a CA":                   device(func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }),
 		"the server's own":       {*w.ca.server(t)},
 		"not a device id in URI": device(func(c *x509.Certificate) { c.URIs = uri("urn:muster:device:D1:a1") }),
@@ -81,6 +77,38 @@ func TestCertificatesRefusedInHandshake(t *testing.T) {
 	if res, _ := w.do(w.client(w.cert), "GET", w.path()); res.StatusCode != 200 {
 		t.Errorf("a good certificate: %s", res.Status)
 	}
+}
+
+// Whatever key muster certifies gets in.
+func TestEveryKindOfKeyGetsIn(t *testing.T) {
+	w := start(t, nil)
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsa2048, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]crypto.Signer{"P-256": ecKey(t), "P-384": p384, "RSA-2048": rsa2048} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			c := w.client(w.ca.deviceWith(t, key))
+			c.Transport.(*http.Transport).TLSClientConfig.MaxVersion = version
+			if res, body := w.do(c, "GET", w.path()); res.StatusCode != 200 {
+				t.Errorf("%s, TLS %x: %s %s", name, version, res.Status, body)
+			}
+		}
+	}
+}
+
+// deviceWith is the certificate of device d1 for a key.
+func (a *authority) deviceWith(t testing.TB, key crypto.Signer) tls.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, a.device(t, "d1", 0xa1, nil).Leaf, a.inter, key.Public(), a.interKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der, a.inter.Raw}, PrivateKey: key}
 }
 
 func TestOldTLS(t *testing.T) {

@@ -3,6 +3,7 @@ package devapi
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 
@@ -57,7 +58,7 @@ func PasswordTLS(cert func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls
 }
 
 // identify returns who a verified client certificate names. Everything that DESIGN §4 puts into a device certificate must
-// be there and agree: one URI with the device and this very serial, one DNS name with the device, an EC P-256 key.
+// be there and agree: one URI with the device and this very serial, one DNS name with the device, a key that muster certifies.
 func identify(s tls.ConnectionState) (fleet.DeviceID, fleet.Serial, error) {
 	if len(s.PeerCertificates) == 0 || !shortChain(s.VerifiedChains) {
 		return "", "", fleet.Errorf(fleet.Unauthorized, "no client certificate with a chain of at most %d", maxChain)
@@ -70,18 +71,29 @@ func identify(s tls.ConnectionState) (fleet.DeviceID, fleet.Serial, error) {
 	if err != nil {
 		return "", "", fleet.Wrap(fleet.Unauthorized, err, "client certificate: its URI does not name a device")
 	}
-	key, ok := cert.PublicKey.(*ecdsa.PublicKey)
 	switch {
 	case serial != fleet.SerialOf(cert.SerialNumber):
 		return "", "", fleet.Errorf(fleet.Unauthorized, "client certificate: its URI names another serial than its own")
 	case len(cert.DNSNames) != 1 || cert.DNSNames[0] != string(device):
 		return "", "", fleet.Errorf(fleet.Unauthorized, "client certificate: its DNS name is not the device of its URI")
-	case !ok || key.Curve != elliptic.P256():
-		return "", "", fleet.Errorf(fleet.Unauthorized, "client certificate: its key is not EC P-256")
+	case !usable(cert.PublicKey):
+		return "", "", fleet.Errorf(fleet.Unauthorized, "client certificate: its key is neither EC P-256 or P-384 nor RSA of 2048 to 4096 bits")
 	case cert.IsCA:
 		return "", "", fleet.Errorf(fleet.Unauthorized, "client certificate: it is a CA's")
 	}
 	return device, serial, nil
+}
+
+// usable reports whether muster ever certifies such a key (pki.KeyPolicy). Which of them the settings allow was asked when the
+// certificate was issued.
+func usable(key any) bool {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		return k.Curve == elliptic.P256() || k.Curve == elliptic.P384()
+	case *rsa.PublicKey:
+		return k.N.BitLen() >= 2048 && k.N.BitLen() <= 4096
+	}
+	return false
 }
 
 func shortChain(chains [][]*x509.Certificate) bool {

@@ -18,7 +18,7 @@ const (
 )
 
 // BlockKey sees to it that no device ever gets a certificate for a key again, and returns the certificates that it has:
-// they stay in force until they are revoked. Blocking again changes nothing. Errors: Invalid, Conflict for a key of the CA,
+// they stay in force until they are revoked. One that waits to be signed is given up. Blocking again changes nothing. Errors: Invalid, Conflict for a key of the CA,
 // TooMany.
 func (e *Enroller) BlockKey(ctx context.Context, at time.Time, h fleet.Hash, why, by string) (k pki.BlockedKey, of []pki.Certificate, err error) {
 	if len(why) > maxWhy {
@@ -46,8 +46,16 @@ func (e *Enroller) BlockKey(ctx context.Context, at time.Time, h fleet.Hash, why
 		if err := tx.PutBlockedKey(k); err != nil {
 			return err
 		}
+		for _, c := range of { // what waits to be signed never is: the authority signs nothing but intents (package ca)
+			if err := e.giveUp(tx, at, c.Serial, pki.KeyKnown()); err != nil {
+				return err
+			}
+		}
 		return tx.Audit(access.Entry{At: at, Who: by, What: "key.block", On: string(h), Details: why})
 	})
+	if err == nil && len(of) > 0 {
+		e.c.Committed()
+	}
 	return k, of, err
 }
 

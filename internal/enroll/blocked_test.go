@@ -66,6 +66,31 @@ func TestBlockedKeys(t *testing.T) {
 	}
 }
 
+// A request that waits while the key is away is given up when its key is blocked: it is never signed, and the device is told.
+func TestAKeyThatIsBlockedWhileItWaits(t *testing.T) {
+	r := newRig(t, enroll.Policy{})
+	at := time.Now()
+	if err := r.request(at, "pump-7", csrOf(t, newKey(t), "pump-7"), pki.ViaMQTT); err != nil {
+		t.Fatal(err)
+	}
+	waiting := r.certs("pump-7")
+	if len(waiting) != 1 || waiting[0].State != pki.Intended {
+		t.Fatal(waiting)
+	}
+	if _, of, err := r.e.BlockKey(t.Context(), at, waiting[0].KeyHash, "leaked", "ops"); err != nil || len(of) != 1 {
+		t.Fatal(of, err)
+	}
+	if err := r.e.SignPending(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if now := r.certs("pump-7"); len(now) != 1 || now[0].State != pki.Superseded || len(now[0].Chain) != 0 || len(r.auth.all()) != 0 {
+		t.Errorf("%+v, %d orders", now, len(r.auth.all()))
+	}
+	if box := r.outbox(); len(box) == 0 || box[len(box)-1].Ref != pki.CodeKey {
+		t.Errorf("the device is not told: %+v", box)
+	}
+}
+
 // The key of a certificate that was revoked for key-compromise is dead for every device, for good.
 func TestCompromisedKeysAreDeadForEveryDevice(t *testing.T) {
 	r := newRig(t, enroll.Policy{})
