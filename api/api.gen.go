@@ -231,6 +231,24 @@ func (e Reaction) Valid() bool {
 	}
 }
 
+// Defines values for RecoveryRequestVia.
+const (
+	RecoveryRequestViaEst      RecoveryRequestVia = "est"
+	RecoveryRequestViaFallback RecoveryRequestVia = "fallback"
+)
+
+// Valid indicates whether the value is a known member of the RecoveryRequestVia enum.
+func (e RecoveryRequestVia) Valid() bool {
+	switch e {
+	case RecoveryRequestViaEst:
+		return true
+	case RecoveryRequestViaFallback:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RecoveryState.
 const (
 	RecoveryStateApproved RecoveryState = "approved"
@@ -1568,7 +1586,13 @@ type RecoveryRequest struct {
 	// KeySHA256 Examples: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 	KeySHA256 SHA256        `json:"key_sha256"`
 	State     RecoveryState `json:"state"`
+
+	// Via By which door the key came.
+	Via RecoveryRequestVia `json:"via"`
 }
+
+// RecoveryRequestVia By which door the key came.
+type RecoveryRequestVia string
 
 // RecoveryRequestList defines model for RecoveryRequestList.
 type RecoveryRequestList struct {

@@ -31,9 +31,9 @@ func (a *app) recoveryCmd() *cobra.Command {
 				a.ui.note("no requests are waiting")
 				return
 			}
-			t := a.ui.table("ID", "DEVICE", "STATE", "ASKED", "KEY SHA256", "DECIDED BY")
+			t := a.ui.table("ID", "DEVICE", "STATE", "BY WAY OF", "ASKED", "KEY SHA256", "DECIDED BY")
 			for _, r := range rs {
-				t.row(r.ID, r.Device, cell{string(r.State), stateShade(string(r.State))}, a.ui.ago(r.AskedAt), r.KeySHA256, r.By)
+				t.row(r.ID, r.Device, cell{string(r.State), stateShade(string(r.State))}, string(r.Via), a.ui.ago(r.AskedAt), r.KeySHA256, r.By)
 			}
 			t.print()
 		})

@@ -55,8 +55,12 @@ func decide(do func(Recovery, context.Context, time.Time, string, string) (pki.R
 }
 
 func showRequest(r pki.Request) api.RecoveryRequest {
+	via := api.RecoveryRequestViaFallback
+	if r.Via == pki.ViaEST {
+		via = api.RecoveryRequestViaEst
+	}
 	return api.RecoveryRequest{
-		ID: r.ID, Device: string(r.Device), KeySHA256: string(r.KeyHash), State: api.RecoveryState(r.State),
+		ID: r.ID, Device: string(r.Device), KeySHA256: string(r.KeyHash), State: api.RecoveryState(r.State), Via: via,
 		AskedAt: r.AskedAt, DecidedAt: r.DecidedAt, By: r.By,
 	}
 }
