@@ -8,6 +8,8 @@ FUZZTIME ?= 30s
 LIVES ?= 400
 DEVICES ?= 2000
 OUTAGE ?= 5m
+# how many packages test at once: many wait for a broker more than they compute
+PACKAGES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help build pkcs11 broker demo test test-unit lint bench fuzz soak stampede generate tools clean
@@ -35,7 +37,7 @@ demo: tools build ## show a fleet live: 25 devices, rollouts, renewals, recovery
 test: tools ## run everything: unit, property, fuzz seeds and scenarios on a real RabbitMQ, with the race detector
 	$(GO) run ./test/prepare
 	$(GO) vet ./...
-	$(GO) test -race -timeout 540s ./...
+	$(GO) test -race -p $(PACKAGES) -timeout 540s ./...
 	CGO_ENABLED=1 $(GO) test -tags pkcs11 -timeout 180s ./test/pkcs11
 
 test-unit: ## run what needs no RabbitMQ
